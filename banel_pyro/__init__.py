@@ -1,0 +1,43 @@
+"""Entropy-shaped variational inference in Pyro.
+
+Define a model and a guide, run SVI with :class:`BaNEL_ELBO`, look at the posterior in ArviZ.
+"""
+
+from importlib.metadata import version as _version
+
+from banel_pyro.batches import Split
+from banel_pyro.diagnostics.spread import spread
+from banel_pyro.inference_data import to_arviz
+from banel_pyro.objectives import BaNEL_ELBO
+from banel_pyro.pair import Pair
+from banel_pyro.run import FitResult
+from banel_pyro.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Piecewise, Warmup
+from banel_pyro.terms import Estimate, LossTerms
+from banel_pyro.training.faults import NonFiniteError
+from banel_pyro.training.fit import fit
+from banel_pyro.training.stopping import CollapseDetector, CollapseError
+
+__version__ = _version("banel_pyro")
+
+__all__ = [
+    "BaNEL_ELBO",
+    "CollapseDetector",
+    "CollapseError",
+    "Constant",
+    "Cosine",
+    "Cyclical",
+    "Estimate",
+    "Exponential",
+    "FitResult",
+    "Join",
+    "Linear",
+    "LossTerms",
+    "NonFiniteError",
+    "Pair",
+    "Piecewise",
+    "Split",
+    "Warmup",
+    "fit",
+    "spread",
+    "to_arviz",
+]

@@ -1,0 +1,135 @@
+"""How spread out a posterior is, read from its draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from banel_pyro.evaluate import mean_estimate
+from banel_pyro.terms import Estimate
+
+__all__ = ["active_units", "density_entropies", "spread"]
+
+
+def spread(
+    idata: az.InferenceData,
+    *,
+    var_names: Sequence[str] | None = None,
+    over: str | Sequence[str] = (),
+    hdi_prob: float = 0.94,
+) -> pd.DataFrame:
+    r"""The spread of each latent number: sd, HDI width, IQR against the prior, and the guide's entropy.
+
+    Args:
+        idata: from :func:`~banel_pyro.to_arviz`.
+        var_names: latents to show, all by default.
+        over: dims to average over, for instance the data plate of an amortised guide: the table then
+            gives the mean spread of one datum's posterior, not the spread of all data together.
+        hdi_prob: probability of the highest-density interval.
+
+    Returns:
+        A row per latent number with ``sd`` and ``hdi_width`` (units of the latent), ``iqr_ratio``
+        (interquartile range over that of the prior; NaN without a prior group), and ``density``,
+        ``entropy``, ``entropy_stderr``: the density of the guide that the latent belongs to and its
+        entropy :math:`-E_q[\log q]` in nats (for one datum if averaged over the plate, else summed).
+
+    Raises:
+        ValueError: for unknown variables or dims, or a probability outside (0, 1).
+    """
+    posterior = idata.posterior
+    dims = (over,) if isinstance(over, str) else tuple(over)
+    _check(posterior, var_names, dims, hdi_prob)
+    entropies = density_entropies(idata, dims)
+    owner = {site: density for density, sites in _densities(idata).items() for site in sites}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in var_names or [str(n) for n in posterior.data_vars if n in owner]:
+        draws = posterior[name]
+        prior = idata.prior[name] if "prior" in idata.groups() and name in idata.prior else None
+        table = _spread_of(draws, prior, dims, hdi_prob)
+        density = owner.get(name, "")
+        entropy = entropies.get(density, Estimate(np.nan, np.nan))
+        extra = {"density": density, "entropy": entropy.value, "entropy_stderr": entropy.stderr}
+        rows |= {label: {**values, **extra} for label, values in _labelled(name, table)}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def density_entropies(idata: az.InferenceData, over: Sequence[str] = ()) -> dict[str, Estimate]:
+    """Entropy of each density of the guide in nats: -mean of its log q over draws, with standard error.
+
+    Args:
+        idata: from :func:`~banel_pyro.to_arviz`.
+        over: dims to average over; the other dims are summed.
+    """
+    stats = idata.sample_stats
+    found = {}
+    for density in _densities(idata):
+        log_q = stats[f"log_q_{density}"]
+        log_q = log_q.mean([d for d in over if d in log_q.dims])
+        log_q = log_q.sum([d for d in log_q.dims if d not in ("chain", "draw")])
+        found[density] = mean_estimate(-log_q.stack(sample=("chain", "draw")).to_numpy())
+    return found
+
+
+def active_units(idata: az.InferenceData, name: str, plate: str, *, threshold: float = 0.01) -> int:
+    r"""Latent dimensions that carry information about the data.
+
+    Counts dimensions u with :math:`\operatorname{Var}_x(E_q[z_u \mid x])` above ``threshold``
+    (Burda et al. 2016, arXiv 1509.00519).
+
+    Args:
+        idata: from :func:`~banel_pyro.to_arviz`.
+        name: a latent local to ``plate``.
+        plate: the data plate.
+        threshold: squared units of the latent.
+    """
+    means = idata.posterior[name].mean(["chain", "draw"])
+    return int((means.var(plate) > threshold).sum())
+
+
+def _densities(idata: az.InferenceData) -> Mapping[str, list[str]]:
+    densities: Mapping[str, list[str]] = json.loads(idata.attrs["densities"])
+    return densities
+
+
+def _spread_of(draws: xr.DataArray, prior: xr.DataArray | None, over: Sequence[str], hdi_prob: float) -> xr.Dataset:
+    sample = ["chain", "draw"]
+    ends = az.hdi(draws, hdi_prob=hdi_prob)[draws.name]
+    quartiles = draws.quantile([0.25, 0.75], dim=sample)
+    table = xr.Dataset(
+        {
+            "sd": draws.std(sample, ddof=1),
+            "hdi_width": ends.sel(hdi="higher") - ends.sel(hdi="lower"),
+            "iqr_ratio": quartiles.diff("quantile").squeeze("quantile", drop=True),
+        }
+    )
+    if prior is None:
+        table["iqr_ratio"] = table["iqr_ratio"] * np.nan
+    else:
+        width = prior.quantile([0.25, 0.75], dim=sample).diff("quantile").squeeze("quantile", drop=True)
+        table["iqr_ratio"] = table["iqr_ratio"] / width
+    return table.mean([dim for dim in over if dim in draws.dims])
+
+
+def _labelled(name: str, table: xr.Dataset) -> list[tuple[str, dict[str, float]]]:
+    dims: list[Hashable] = list(table["sd"].dims)
+    if not dims:
+        return [(name, {str(k): float(v) for k, v in table.data_vars.items()})]
+    frame = table.to_dataframe()[["sd", "hdi_width", "iqr_ratio"]]
+    return [(f"{name}[{', '.join(map(str, np.atleast_1d(index)))}]", row.to_dict()) for index, row in frame.iterrows()]
+
+
+def _check(posterior: xr.Dataset, var_names: Sequence[str] | None, over: Sequence[str], hdi_prob: float) -> None:
+    unknown = sorted(set(var_names or ()) - {str(n) for n in posterior.data_vars})
+    if unknown:
+        raise ValueError(f"var_names has unknown {unknown}: the posterior has {sorted(map(str, posterior.data_vars))}.")
+    missing = sorted(set(over) - {str(d) for d in posterior.dims})
+    if missing:
+        raise ValueError(f"over={list(over)}: no dims {missing}, the posterior has {sorted(map(str, posterior.dims))}.")
+    if not 0 < hdi_prob < 1:
+        raise ValueError(f"hdi_prob={hdi_prob!r}: expected a probability between 0 and 1, such as 0.94.")

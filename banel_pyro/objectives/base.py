@@ -1,0 +1,340 @@
+"""The variational bound, written once: traces, particles, plates, score-function terms, entry points.
+
+A new objective subclasses :class:`Objective` and fills one hole, :meth:`Objective.penalty`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.infer import Trace_ELBO
+from pyro.infer.util import MultiFrameTensor
+from pyro.util import warn_if_nan
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from banel_pyro.entropy import EntropyEstimator, density_entropy
+from banel_pyro.terms import LossTerms, Summand, Weight
+from banel_pyro.traces import GuideDensity, Stack, check_sites, guide_densities, on_plate, sample_sites
+
+__all__ = ["Bound", "Objective"]
+
+
+class Bound:
+    """The summands of the bound for one pair of traces.
+
+    Args:
+        model_trace: the model's trace, with log-probabilities.
+        guide_trace: the guide's trace, with score parts.
+        entropy: ``"auto"``, ``"closed_form"`` or ``"monte_carlo"``.
+        kl: ``"monte_carlo"`` or ``"closed_form"``.
+    """
+
+    def __init__(self, model_trace: Any, guide_trace: Any, *, entropy: str, kl: str) -> None:
+        self.model_trace, self.guide_trace = model_trace, guide_trace
+        self._entropy_mode, self._kl_mode = entropy, kl
+        check_sites(model_trace, guide_trace)
+        self.densities: dict[str, GuideDensity] = guide_densities(model_trace, guide_trace)
+
+    @cached_property
+    def log_likelihood(self) -> list[Summand]:
+        """log p of what is observed; ``pyro.factor`` statements of the model count here."""
+        return [
+            Summand(site["log_prob"], site["log_prob"], site["cond_indep_stack"])
+            for _, site in sample_sites(self.model_trace)
+            if site["is_observed"]
+        ]
+
+    @cached_property
+    def kl(self) -> list[Summand]:
+        """log q - log p of the latent sites, or KL(q || p) in closed form where asked for and known."""
+        if self._kl_mode == "closed_form":
+            self._check_closed_kl()
+        summands = []
+        for name, site in sample_sites(self.guide_trace):
+            closed = self._closed_kl(name) if self._kl_mode == "closed_form" else None
+            if closed is not None:
+                summands.append(closed)
+                continue
+            log_prob, _, entropy_term = site["score_parts"]
+            own = 0.0 if is_identically_zero(entropy_term) else entropy_term
+            summands.append(Summand(log_prob, own, site["cond_indep_stack"]))
+            if name in self.model_trace.nodes:
+                prior = self.model_trace.nodes[name]
+                summands.append(Summand(-prior["log_prob"], -prior["log_prob"], prior["cond_indep_stack"]))
+        return summands
+
+    @cached_property
+    def _entropies(self) -> dict[str, tuple[EntropyEstimator, list[Summand]]]:
+        return {name: density_entropy(q, self._entropy_mode) for name, q in self.densities.items()}
+
+    @property
+    def entropy(self) -> dict[str, list[Summand]]:
+        """The conditional entropies of the guide's densities, by name."""
+        return {name: summands for name, (_, summands) in self._entropies.items()}
+
+    @property
+    def estimators(self) -> dict[str, EntropyEstimator]:
+        """Which entropy estimator ran, by name of the density."""
+        return {name: estimator for name, (estimator, _) in self._entropies.items()}
+
+    def _closed_kl(self, name: str) -> Summand | None:
+        q, p = self.guide_trace.nodes[name], self.model_trace.nodes[name]
+        try:
+            kl = kl_divergence(q["fn"], p["fn"])
+        except NotImplementedError:
+            return None
+        kl = scale_and_mask(kl.expand(q["log_prob"].shape), q["scale"], q["mask"])
+        return Summand(kl, kl, q["cond_indep_stack"], name)
+
+    def _check_closed_kl(self) -> None:
+        model_order = [n for n, _ in sample_sites(self.model_trace) if n in self.guide_trace.nodes]
+        guide_order = [n for n, _ in sample_sites(self.guide_trace) if n in self.model_trace.nodes]
+        if model_order != guide_order:
+            raise ValueError(
+                f"kl='closed_form' needs model and guide to draw their sites in the same order, but the model has "
+                f"{model_order} and the guide {guide_order}. Reorder the guide, or use kl='monte_carlo'."
+            )
+        for name, density in self.densities.items():
+            if density.deltas or density.is_point or density.site["name"] not in self.model_trace.nodes:
+                raise ValueError(
+                    f"kl='closed_form' is wrong for guide site '{name}', which is an auxiliary site or a Delta: "
+                    "Pyro's KL drops its Jacobian. Use kl='monte_carlo'."
+                )
+
+
+class Objective(Trace_ELBO):
+    r"""A loss of the form :math:`-\text{ELBO} + \text{penalty}`; subclasses write the penalty.
+
+    All entry points of Pyro (``loss``, ``differentiable_loss``, ``loss_and_grads``, an ``ELBOModule``)
+    go through :meth:`_particles` and agree. The gradient is pathwise for reparameterised sites; the
+    others get a score-function term whose cost is the sum of all summands in their plates.
+
+    Args:
+        entropy: ``"auto"`` (closed form where every ingredient has one, else a draw of -log q),
+            ``"closed_form"`` or ``"monte_carlo"``.
+        kl: ``"monte_carlo"`` or ``"closed_form"`` (where the pair of distributions has one).
+        num_particles: draws of the guide per step.
+        vectorize_particles: draw them in one pass, inside an outermost plate.
+        max_plate_nesting: plates that the model nests at most; needed by Pyro for vectorised particles only.
+        retain_graph: passed to ``backward`` in ``loss_and_grads``.
+
+    Raises:
+        ValueError, TypeError: for options outside the ones named here.
+    """
+
+    def __init__(
+        self,
+        *,
+        entropy: str = "auto",
+        kl: str = "monte_carlo",
+        num_particles: int = 1,
+        vectorize_particles: bool = False,
+        max_plate_nesting: float = float("inf"),
+        retain_graph: bool | None = None,
+    ) -> None:
+        _check_option("entropy", entropy, ("auto", "closed_form", "monte_carlo"))
+        _check_option("kl", kl, ("monte_carlo", "closed_form"))
+        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
+            raise ValueError(f"num_particles={num_particles!r}: expected an integer of at least 1.")
+        super().__init__(
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max_plate_nesting,
+            retain_graph=retain_graph,
+        )
+        self.entropy, self.kl = entropy, kl
+
+    # ---- the hole to fill -------------------------------------------------------------------
+
+    def penalty(self, bound: Bound) -> list[Summand]:
+        """The summands that are added to -ELBO, in nats."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> Weight:
+        """The weight of the penalty, as it is reported in ``LossTerms.lam``."""
+        raise NotImplementedError
+
+    # ---- Pyro's entry points ----------------------------------------------------------------
+
+    @torch.no_grad()
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss in nats, without gradients (``SVI.evaluate_loss``)."""
+        loss = float(self.terms(model, guide, *args, **kwargs).loss)
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss in nats as a tensor whose gradient is the gradient estimator."""
+        surrogate, terms, _ = self.loss_and_terms(model, guide, *args, **kwargs)
+        return torch.as_tensor(terms.loss) + (surrogate - surrogate.detach())
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """An estimate of the loss in nats; adds its gradient to the parameters' ``.grad`` (``SVI.step``)."""
+        loss = 0.0
+        for bound in self._particles(model, guide, args, kwargs):
+            surrogate, value = self._surrogate(bound)
+            if surrogate.requires_grad:
+                (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
+            loss += value.item() / self.num_particles
+        warn_if_nan(loss, "loss")
+        return loss
+
+    # ---- the terms --------------------------------------------------------------------------
+
+    def loss_and_terms(
+        self, model: Any, guide: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, LossTerms, dict[str, Tensor]]:
+        """What to call ``backward`` on, the terms of the loss, and the entropy of each density of the guide.
+
+        All from one pass through guide and model, as tensors: nothing is synchronised.
+        """
+        surrogates, terms, entropies = [], [], []
+        for bound in self._particles(model, guide, args, kwargs):
+            penalty = self.penalty(bound)
+            surrogates.append(self._surrogate(bound, penalty)[0])
+            terms.append(self._terms(bound, penalty))
+            entropies.append({name: _total(found).detach() for name, found in bound.entropy.items()})
+        sites = {name: sum((e[name] for e in entropies[1:]), entropies[0][name]) for name in entropies[0]}
+        loss = sum(surrogates[1:], surrogates[0]) / self.num_particles
+        return loss, self._average(terms), {name: value / self.num_particles for name, value in sites.items()}
+
+    @torch.no_grad()
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> LossTerms:
+        """The terms of the loss as totals in nats (0-dim tensors)."""
+        bounds = self._particles(model, guide, args, kwargs)
+        return self._average([self._terms(bound, self.penalty(bound)) for bound in bounds])
+
+    @torch.no_grad()
+    def terms_per_datum(self, model: Any, guide: Any, *args: Any, data_plate: str = "data", **kwargs: Any) -> LossTerms:
+        """The terms of the loss as vectors over the rows in the data plate, in nats per datum.
+
+        The plate's factor N/B is taken out: a datum counts once. Sites outside the plate belong to no
+        datum and are left out, so totals are (N/B) times the sum over rows plus the global terms.
+
+        Args:
+            model: the model.
+            guide: the guide.
+            *args: passed to both.
+            data_plate: name of the plate over data points.
+            **kwargs: passed to both.
+
+        Raises:
+            ValueError: if no site lies in ``data_plate``.
+        """
+        found = []
+        for bound in self._particles(model, guide, args, kwargs):
+            entropy = [s for summands in bound.entropy.values() for s in summands]
+            parts = [bound.log_likelihood, bound.kl, entropy, self.penalty(bound)]
+            size = _plate_size(bound, data_plate)
+            rows = [_rows(part, data_plate, size) for part in parts]
+            found.append(LossTerms(rows[0], rows[1], rows[2], self.weight, rows[3]))
+        return self._average(found)
+
+    @torch.no_grad()
+    def site_entropies(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The conditional entropy of each density of the guide, in nats, plates scaled as in Pyro."""
+        return self.loss_and_terms(model, guide, *args, **kwargs)[2]
+
+    @torch.no_grad()
+    def estimators(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> dict[str, EntropyEstimator]:
+        """Which entropy estimator runs at each density of the guide, by name."""
+        return next(iter(self._particles(model, guide, args, kwargs))).estimators
+
+    # ---- how it is put together -------------------------------------------------------------
+
+    def _particles(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[Bound]:
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            yield Bound(model_trace, guide_trace, entropy=self.entropy, kl=self.kl)
+
+    def _surrogate(self, bound: Bound, penalty: list[Summand] | None = None) -> tuple[Tensor, Tensor]:
+        """What is differentiated, and the loss itself, for one particle (or one plate of particles)."""
+        penalty = self.penalty(bound) if penalty is None else penalty
+        loss_summands = [s.weighted(-1.0) for s in bound.log_likelihood] + bound.kl + penalty
+        value = _total(loss_summands).detach()
+        surrogate = sum(s.surrogate.sum() for s in loss_summands if isinstance(s.surrogate, Tensor))
+        costs = None
+        for name, density in bound.densities.items():
+            for site in density.sites:
+                score = site["score_parts"].score_function
+                if not is_identically_zero(score):
+                    costs = costs or _Costs(loss_summands)
+                    surrogate = surrogate + (costs.of(site["cond_indep_stack"], name) * score).sum()
+        return torch.as_tensor(surrogate), value
+
+    def _terms(self, bound: Bound, penalty: list[Summand]) -> LossTerms:
+        entropy = [s for summands in bound.entropy.values() for s in summands]
+        parts = (bound.log_likelihood, bound.kl, entropy, penalty)
+        log_likelihood, kl, total_entropy, total_penalty = (_total(part).detach() for part in parts)
+        return LossTerms(log_likelihood, kl, total_entropy, self.weight, total_penalty)
+
+    def _average(self, terms: list[LossTerms]) -> LossTerms:
+        total = terms[0]
+        for t in terms[1:]:
+            total = LossTerms(
+                total.log_likelihood + t.log_likelihood,
+                total.kl + t.kl,
+                total.entropy + t.entropy,
+                total.lam,
+                total.penalty + t.penalty,
+            )
+        return total if self.num_particles == 1 else total.map(lambda x: x / self.num_particles)
+
+
+class _Costs:
+    """The downstream cost of a score-function site: every summand of the loss, summed to its plates.
+
+    A summand in closed form has integrated its own density out, so it is no function of that
+    density's draw: it stays out of its own cost, which is unbiased with it and less noisy without.
+    """
+
+    def __init__(self, summands: list[Summand]) -> None:
+        self._all = MultiFrameTensor(*((s.stack, s.value.detach()) for s in summands))
+        self._owned: Mapping[str, list[Summand]] = {
+            name: [s for s in summands if s.owner == name] for name in {s.owner for s in summands if s.owner}
+        }
+
+    def of(self, stack: Stack, name: str) -> Tensor:
+        cost = self._all.sum_to(stack)
+        own = self._owned.get(name, [])
+        if own:
+            cost = cost - MultiFrameTensor(*((s.stack, s.value.detach()) for s in own)).sum_to(stack)
+        return torch.as_tensor(cost)
+
+
+def _total(summands: list[Summand]) -> Tensor:
+    if not summands:
+        return torch.zeros(())
+    return sum((s.value.sum() for s in summands[1:]), summands[0].value.sum())
+
+
+def _plate_size(bound: Bound, plate: str) -> int:
+    frames = [
+        frame
+        for trace in (bound.model_trace, bound.guide_trace)
+        for _, site in sample_sites(trace)
+        for frame in site["cond_indep_stack"]
+    ]
+    for frame in frames:
+        if frame.name == plate and frame.vectorized:
+            return int(frame.size)
+    names = sorted({frame.name for frame in frames})
+    raise ValueError(f"data_plate='{plate}': no site lies in a plate of that name. The plates are {names}.")
+
+
+def _rows(summands: list[Summand], plate: str, size: int) -> Tensor:
+    rows = torch.zeros(size)
+    for s in summands:
+        row = on_plate(s.value, s.stack, plate)
+        rows = rows if row is None else rows + row
+    return rows
+
+
+def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}.")

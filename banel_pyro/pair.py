@@ -1,0 +1,126 @@
+"""What a user defines: a model, a guide, and the data they are for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from banel_pyro.batches import Split
+
+if TYPE_CHECKING:
+    from banel_pyro.run import FitResult
+
+__all__ = ["Pair", "load_pair"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and its guide, with the data they are for.
+
+    Args:
+        model: a Pyro model: a function, a PyroModule or a bound method.
+        guide: its guide: the same, or an autoguide.
+        data: a callable without arguments that returns the training data, or a
+            :class:`~banel_pyro.batches.Split` with held-out data as well.
+        data_plate: name of the plate over data points (found by its size if left out).
+        name: a name for reports.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", 3):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> pair = Pair(model, AutoNormal(model), data=lambda: torch.ones(3), name="three ones")
+        >>> with pyro.get_param_store().scope():
+        ...     result = pair.fit(steps=10, seed=0, progress=False)
+        >>> int(result.history["step"].iloc[-1])
+        10
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    data: Callable[[], Any] | None = None
+    data_plate: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("model", "guide"):
+            if not callable(getattr(self, field)):
+                raise TypeError(
+                    f"Pair: {field}={getattr(self, field)!r}: expected a callable with pyro.sample statements."
+                )
+        if self.data is not None and not callable(self.data):
+            raise TypeError(
+                f"Pair: data is a {type(self.data).__name__}: expected a callable without arguments that returns the data. "
+                "Write data=lambda: x."
+            )
+
+    def split(self) -> Split:
+        """The pair's data as a :class:`~banel_pyro.batches.Split`."""
+        if self.data is None:
+            raise ValueError(
+                f"pair {self.name or ''!r} has no data: give Pair(..., data=...), or call fit(model, guide, data)."
+            )
+        data = self.data()
+        return data if isinstance(data, Split) else Split(data)
+
+    def fit(self, **options: Any) -> FitResult:
+        """Train on the pair's own data; options as for :func:`banel_pyro.fit`."""
+        from banel_pyro.training.fit import fit
+
+        split = self.split()
+        options.setdefault("validation", split.held_out)
+        options.setdefault("data_plate", self.data_plate)
+        options.setdefault("name", self.name)
+        return fit(self.model, self.guide, Split(split.train, None, split.transform), **options)
+
+
+def load_pair(path: str) -> Callable[[], Pair]:
+    """The factory that ``module:attribute`` names, with the working directory on the path.
+
+    Args:
+        path: such as ``models.vae:digits``: a function without arguments that returns a fresh Pair.
+
+    Raises:
+        ValueError: if there is no such module or attribute, or it does not return a Pair.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(f"pair '{path}': expected module:attribute, such as models.vae:digits.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise
+        raise ValueError(
+            f"pair '{path}': no module '{module_name}' in {os.getcwd()} or on the path. A pair is a function in a Python file "
+            "that returns banel_pyro.Pair(model, guide, data=...); name it as file:function."
+        ) from error
+    factory = getattr(module, attribute, None)
+    if factory is None:
+        raise ValueError(f"pair '{path}': module '{module_name}' has no attribute '{attribute}'.")
+    if not callable(factory):
+        raise ValueError(
+            f"pair '{path}' is a {type(factory).__name__}: expected a function without arguments that returns a Pair."
+        )
+
+    def make() -> Pair:
+        try:
+            inspect.signature(factory).bind()
+        except TypeError as error:
+            raise ValueError(f"pair '{path}' cannot be called without arguments ({error}).") from error
+        pair = factory()
+        if not isinstance(pair, Pair):
+            raise ValueError(f"pair '{path}' returned a {type(pair).__name__}: expected a banel_pyro.Pair.")
+        return pair
+
+    return make

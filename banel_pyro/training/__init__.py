@@ -1,0 +1,1 @@
+"""Training: the loop, its checks, and what stops it."""
