@@ -55,6 +55,16 @@ class LossTerms:
         """What is minimised, in nats. Not comparable between different λ."""
         return self.penalty - self.elbo
 
+    def __add__(self, other: LossTerms) -> LossTerms:
+        """Sum of two records, term by term (λ of the first)."""
+        return LossTerms(
+            self.log_likelihood + other.log_likelihood,
+            self.kl + other.kl,
+            self.entropy + other.entropy,
+            self.lam,
+            self.penalty + other.penalty,
+        )
+
     def map(self, fn: Callable[[Tensor | float], Tensor | float]) -> LossTerms:
         """The same record with ``fn`` applied to every term (λ is left as it is)."""
         return LossTerms(fn(self.log_likelihood), fn(self.kl), fn(self.entropy), self.lam, fn(self.penalty))

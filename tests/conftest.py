@@ -13,6 +13,8 @@ import pytest
 import torch
 
 pytest.register_assert_rewrite("tests.laws")
+# The problems here are small: a second thread only waits, and on a busy machine it waits for milliseconds a call.
+torch.set_num_threads(1)
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from banel_pyro.objectives.base import Bound, Objective
+from banel_pyro.objectives.base import Objective
+from banel_pyro.objectives.bound import Bound
 from banel_pyro.terms import Summand, Weight
 from banel_pyro.traces import GuideDensity
 
@@ -74,7 +75,7 @@ class BaNEL_ELBO(Objective):
             check_names("lam", self.lam, names)
             weights: dict[str, float | Tensor] = {name: lam for name, lam in self.lam.items() if lam != 0}
         elif isinstance(self.lam, Tensor) or self.lam != 0:
-            weights = {name: self.lam for name in names}
+            weights = dict.fromkeys(names, self.lam)
         else:
             weights = {}
         for name, lam in weights.items():
@@ -91,8 +92,8 @@ def _check_penalty(density: GuideDensity, lam: float | Tensor, allow_unbounded: 
     # a λ that is a tensor is an input of a compiled step, checked by whoever set it
     if not isinstance(lam, Tensor) and lam >= 1 and density.is_continuous and not allow_unbounded:
         raise ValueError(
-            f"lam={lam} at the continuous site '{density.name}': for lam >= 1 the loss has no minimum, it falls without "
-            "bound as the guide narrows. Use lam < 1; or, if the guide's scale is bounded below, allow_unbounded=True."
+            f"lam={lam} at the continuous site '{density.name}': for lam >= 1 the loss has no minimum, it falls "
+            "without bound as the guide narrows. Use lam < 1; or, if the guide's scale is bounded below, allow_unbounded=True."
         )
 
 

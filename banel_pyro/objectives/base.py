@@ -1,110 +1,26 @@
-"""The variational bound, written once: traces, particles, plates, score-function terms, entry points.
+"""The variational bound, written once: particles, score-function terms, and all of Pyro's entry points.
 
 A new objective subclasses :class:`Objective` and fills one hole, :meth:`Objective.penalty`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+import math
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.distributions.util import is_identically_zero, scale_and_mask
+from pyro.distributions.util import is_identically_zero
 from pyro.infer import Trace_ELBO
-from pyro.infer.util import MultiFrameTensor
-from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from banel_pyro.entropy import EntropyEstimator, density_entropy
+from banel_pyro.entropy import EntropyEstimator
+from banel_pyro.objectives.bound import Bound, Costs
 from banel_pyro.terms import LossTerms, Summand, Weight
-from banel_pyro.traces import GuideDensity, Stack, check_sites, guide_densities, on_plate, sample_sites
+from banel_pyro.traces import on_plate, sample_sites
 
-__all__ = ["Bound", "Objective"]
-
-
-class Bound:
-    """The summands of the bound for one pair of traces.
-
-    Args:
-        model_trace: the model's trace, with log-probabilities.
-        guide_trace: the guide's trace, with score parts.
-        entropy: ``"auto"``, ``"closed_form"`` or ``"monte_carlo"``.
-        kl: ``"monte_carlo"`` or ``"closed_form"``.
-    """
-
-    def __init__(self, model_trace: Any, guide_trace: Any, *, entropy: str, kl: str) -> None:
-        self.model_trace, self.guide_trace = model_trace, guide_trace
-        self._entropy_mode, self._kl_mode = entropy, kl
-        check_sites(model_trace, guide_trace)
-        self.densities: dict[str, GuideDensity] = guide_densities(model_trace, guide_trace)
-
-    @cached_property
-    def log_likelihood(self) -> list[Summand]:
-        """log p of what is observed; ``pyro.factor`` statements of the model count here."""
-        return [
-            Summand(site["log_prob"], site["log_prob"], site["cond_indep_stack"])
-            for _, site in sample_sites(self.model_trace)
-            if site["is_observed"]
-        ]
-
-    @cached_property
-    def kl(self) -> list[Summand]:
-        """log q - log p of the latent sites, or KL(q || p) in closed form where asked for and known."""
-        if self._kl_mode == "closed_form":
-            self._check_closed_kl()
-        summands = []
-        for name, site in sample_sites(self.guide_trace):
-            closed = self._closed_kl(name) if self._kl_mode == "closed_form" else None
-            if closed is not None:
-                summands.append(closed)
-                continue
-            log_prob, _, entropy_term = site["score_parts"]
-            own = 0.0 if is_identically_zero(entropy_term) else entropy_term
-            summands.append(Summand(log_prob, own, site["cond_indep_stack"]))
-            if name in self.model_trace.nodes:
-                prior = self.model_trace.nodes[name]
-                summands.append(Summand(-prior["log_prob"], -prior["log_prob"], prior["cond_indep_stack"]))
-        return summands
-
-    @cached_property
-    def _entropies(self) -> dict[str, tuple[EntropyEstimator, list[Summand]]]:
-        return {name: density_entropy(q, self._entropy_mode) for name, q in self.densities.items()}
-
-    @property
-    def entropy(self) -> dict[str, list[Summand]]:
-        """The conditional entropies of the guide's densities, by name."""
-        return {name: summands for name, (_, summands) in self._entropies.items()}
-
-    @property
-    def estimators(self) -> dict[str, EntropyEstimator]:
-        """Which entropy estimator ran, by name of the density."""
-        return {name: estimator for name, (estimator, _) in self._entropies.items()}
-
-    def _closed_kl(self, name: str) -> Summand | None:
-        q, p = self.guide_trace.nodes[name], self.model_trace.nodes[name]
-        try:
-            kl = kl_divergence(q["fn"], p["fn"])
-        except NotImplementedError:
-            return None
-        kl = scale_and_mask(kl.expand(q["log_prob"].shape), q["scale"], q["mask"])
-        return Summand(kl, kl, q["cond_indep_stack"], name)
-
-    def _check_closed_kl(self) -> None:
-        model_order = [n for n, _ in sample_sites(self.model_trace) if n in self.guide_trace.nodes]
-        guide_order = [n for n, _ in sample_sites(self.guide_trace) if n in self.model_trace.nodes]
-        if model_order != guide_order:
-            raise ValueError(
-                f"kl='closed_form' needs model and guide to draw their sites in the same order, but the model has "
-                f"{model_order} and the guide {guide_order}. Reorder the guide, or use kl='monte_carlo'."
-            )
-        for name, density in self.densities.items():
-            if density.deltas or density.is_point or density.site["name"] not in self.model_trace.nodes:
-                raise ValueError(
-                    f"kl='closed_form' is wrong for guide site '{name}', which is an auxiliary site or a Delta: "
-                    "Pyro's KL drops its Jacobian. Use kl='monte_carlo'."
-                )
+__all__ = ["Objective"]
 
 
 class Objective(Trace_ELBO):
@@ -165,9 +81,7 @@ class Objective(Trace_ELBO):
     @torch.no_grad()
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """An estimate of the loss in nats, without gradients (``SVI.evaluate_loss``)."""
-        loss = float(self.terms(model, guide, *args, **kwargs).loss)
-        warn_if_nan(loss, "loss")
-        return loss
+        return _warned(float(self.terms(model, guide, *args, **kwargs).loss))
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss in nats as a tensor whose gradient is the gradient estimator."""
@@ -180,10 +94,9 @@ class Objective(Trace_ELBO):
         for bound in self._particles(model, guide, args, kwargs):
             surrogate, value = self._surrogate(bound)
             if surrogate.requires_grad:
-                (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
+                (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
             loss += value.item() / self.num_particles
-        warn_if_nan(loss, "loss")
-        return loss
+        return _warned(loss)
 
     # ---- the terms --------------------------------------------------------------------------
 
@@ -263,7 +176,7 @@ class Objective(Trace_ELBO):
             for site in density.sites:
                 score = site["score_parts"].score_function
                 if not is_identically_zero(score):
-                    costs = costs or _Costs(loss_summands)
+                    costs = costs or Costs(loss_summands)
                     surrogate = surrogate + (costs.of(site["cond_indep_stack"], name) * score).sum()
         return torch.as_tensor(surrogate), value
 
@@ -274,37 +187,8 @@ class Objective(Trace_ELBO):
         return LossTerms(log_likelihood, kl, total_entropy, self.weight, total_penalty)
 
     def _average(self, terms: list[LossTerms]) -> LossTerms:
-        total = terms[0]
-        for t in terms[1:]:
-            total = LossTerms(
-                total.log_likelihood + t.log_likelihood,
-                total.kl + t.kl,
-                total.entropy + t.entropy,
-                total.lam,
-                total.penalty + t.penalty,
-            )
+        total = sum(terms[1:], terms[0])
         return total if self.num_particles == 1 else total.map(lambda x: x / self.num_particles)
-
-
-class _Costs:
-    """The downstream cost of a score-function site: every summand of the loss, summed to its plates.
-
-    A summand in closed form has integrated its own density out, so it is no function of that
-    density's draw: it stays out of its own cost, which is unbiased with it and less noisy without.
-    """
-
-    def __init__(self, summands: list[Summand]) -> None:
-        self._all = MultiFrameTensor(*((s.stack, s.value.detach()) for s in summands))
-        self._owned: Mapping[str, list[Summand]] = {
-            name: [s for s in summands if s.owner == name] for name in {s.owner for s in summands if s.owner}
-        }
-
-    def of(self, stack: Stack, name: str) -> Tensor:
-        cost = self._all.sum_to(stack)
-        own = self._owned.get(name, [])
-        if own:
-            cost = cost - MultiFrameTensor(*((s.stack, s.value.detach()) for s in own)).sum_to(stack)
-        return torch.as_tensor(cost)
 
 
 def _total(summands: list[Summand]) -> Tensor:
@@ -333,6 +217,12 @@ def _rows(summands: list[Summand], plate: str, size: int) -> Tensor:
         row = on_plate(s.value, s.stack, plate)
         rows = rows if row is None else rows + row
     return rows
+
+
+def _warned(loss: float) -> float:
+    if math.isnan(loss):
+        warnings.warn("Encountered NaN: loss", stacklevel=3)
+    return loss
 
 
 def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -1,0 +1,212 @@
+"""The laws that objectives are held to, each stated once. Every check raises AssertionError."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from banel_pyro.objectives import BaNEL_ELBO
+from tests.cases import Case, Problem
+
+Values = tuple[float, list[Tensor]]
+
+
+def gradients(elbo: Any, problem: Problem, parameters: dict[str, Tensor], guide: Any = None) -> Values:
+    """One estimate of the loss and of its gradient in the unconstrained parameters."""
+    for parameter in parameters.values():
+        parameter.grad = None
+    loss = elbo.loss_and_grads(problem.model, guide or problem.guide)
+    return loss, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters.values()]
+
+
+def assert_same(ours: Values, theirs: Values) -> None:
+    """Equal to rounding."""
+    torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(theirs[0]), rtol=1e-10, atol=1e-10)
+    for a, b in zip(ours[1], theirs[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def assert_mean(samples: Sequence[Tensor] | Tensor, exact: Tensor | float, *, errors: float = 5.0) -> None:
+    """The mean of independent samples is `exact`, within standard errors."""
+    values = samples if isinstance(samples, Tensor) else torch.stack(list(samples))
+    mean = values.mean(0)
+    stderr = values.std(0) / len(values) ** 0.5
+    # a sample without noise still rounds
+    slack = 1e-9 * (1 + mean.abs())
+    distance = (mean - torch.as_tensor(exact)).abs()
+    worst = (distance / (stderr + slack)).max()
+    assert bool((distance <= errors * stderr + slack).all()), (
+        f"{worst:.1f} standard errors off: mean {mean.tolist()}, exact {torch.as_tensor(exact).tolist()}"
+    )
+
+
+# ---- L1: lambda = 0 is Pyro -----------------------------------------------------------------------------------
+
+
+def law_zero_is_pyro(case: Case) -> None:
+    """Same loss and gradient as Trace_ELBO under the same seed."""
+    problem = case.build()
+    parameters = problem.parameters()
+    ours, theirs = BaNEL_ELBO(lam=0.0, **case.options), Trace_ELBO(**case.options)
+    assert_same(*(_seeded(lambda e=elbo: gradients(e, problem, parameters)) for elbo in (ours, theirs)))
+    losses = [_seeded(lambda e=elbo: e.loss(problem.model, problem.guide)) for elbo in (ours, theirs)]
+    assert_same((losses[0], []), (losses[1], []))
+    surrogates = [_seeded(lambda e=e: e.differentiable_loss(problem.model, problem.guide)) for e in (ours, theirs)]
+    values = [torch.autograd.grad(s, list(parameters.values()), allow_unused=True) for s in surrogates]
+    found = [[torch.zeros(()) if g is None else g for g in value] for value in values]
+    assert_same((surrogates[0].item(), found[0]), (surrogates[1].item(), found[1]))
+
+
+# ---- L2: the tempered guide -----------------------------------------------------------------------------------
+
+
+class Temper(Messenger):  # type: ignore[misc]
+    """Scales log q of each density by 1 - lambda: Pyro's own way to the same objective."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if poutine.util.site_is_subsample(msg) or msg["is_observed"]:
+            return
+        density = msg["name"].removesuffix("_unconstrained")
+        if self.case.guide == "AutoMultivariateNormal":
+            density = "_AutoMultivariateNormal_latent"
+        msg["scale"] = msg["scale"] * (1 - self.case.weight_of(density))
+
+
+class TemperedMessenger_ELBO(Trace_ELBO):
+    """The same for a messenger guide, which runs the model inside: a handler around it would scale both."""
+
+    def __init__(self, case: Case, **options: Any) -> None:
+        super().__init__(**options)
+        self.case = case
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        guide(*args, **kwargs)
+        model_trace, guide_trace = poutine.unwrap(guide).get_traces()
+        for name, site in guide_trace.nodes.items():
+            if site["type"] == "sample":
+                site["scale"] = site["scale"] * (1 - self.case.weight_of(name))
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        return model_trace, guide_trace
+
+
+def law_tempered_guide(case: Case) -> None:
+    """With Monte-Carlo terms: exactly Trace_ELBO on the guide scaled by 1 - lambda, under the same seed."""
+    problem = case.build()
+    parameters = problem.parameters()
+    elbo = BaNEL_ELBO(lam=case.weights, entropy="monte_carlo", **case.options)
+    ours = _seeded(lambda: gradients(elbo, problem, parameters))
+    if case.guide == "messenger":
+        theirs = _seeded(lambda: gradients(TemperedMessenger_ELBO(case, **case.options), problem, parameters))
+    else:
+        tempered = Temper(case)(problem.guide)
+        theirs = _seeded(lambda: gradients(Trace_ELBO(**case.options), problem, parameters, tempered))
+    assert_same(ours, theirs)
+
+
+# ---- L5: unbiased ---------------------------------------------------------------------------------------------
+
+
+def law_unbiased(case: Case, *, draws: int = 200, entropy: str = "auto") -> None:
+    """Loss and gradient have the exact expectation."""
+    problem = case.build()
+    parameters = problem.parameters()
+    elbo = BaNEL_ELBO(lam=case.weights, entropy=entropy, **case.options)
+    samples = [gradients(elbo, problem, parameters) for _ in range(draws)]
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+    exact = problem.exact_loss(leaves)
+    slopes = torch.autograd.grad(exact, list(leaves.values()), allow_unused=True)
+    assert_mean(torch.tensor([loss for loss, _ in samples]), exact.detach())
+    for i, slope in enumerate(slopes):
+        if slope is not None:
+            assert_mean([gradient[i] for _, gradient in samples], slope)
+
+
+def law_child_entropy_reaches_the_parent(draws: int = 500) -> None:
+    """A discrete parent that sets its child's spread is paid for the child's entropy."""
+    lam = -5.0
+
+    def model() -> None:
+        pyro.sample("k", pyro.distributions.Bernoulli(torch.tensor(0.5)))
+        pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+
+    def guide() -> None:
+        k = pyro.sample("k", pyro.distributions.Bernoulli(logits=pyro.param("rho", torch.tensor(0.3))))
+        pyro.sample("z", pyro.distributions.Normal(0.0, k.exp()))
+
+    def exact(p: dict[str, Tensor]) -> Tensor:
+        one = torch.sigmoid(p["rho"])
+        kl = one * (torch.e**2 - 1) / 2 - one  # of z given k, up to a constant
+        entropy_k = -(one * one.log() + (1 - one) * (1 - one).log())
+        return kl - entropy_k + lam * one  # H(z|k) = k + constant
+
+    problem = Problem(model, guide, exact)
+    guide()
+    parameters = dict(pyro.get_param_store()._params)
+    (slope,) = torch.autograd.grad(exact(parameters), list(parameters.values()))
+    elbo = BaNEL_ELBO(lam={"z": lam})
+    assert_mean([gradients(elbo, problem, parameters)[1][0] for _ in range(draws)], slope)
+
+
+# ---- L6: the entry points agree -------------------------------------------------------------------------------
+
+
+def law_entry_points_agree(case: Case) -> None:
+    """loss, loss_and_grads, differentiable_loss, the ELBO module and terms give one number under one seed."""
+    problem = case.build()
+    parameters = problem.parameters()
+    elbo = BaNEL_ELBO(lam=case.weights, **case.options)
+    model, guide = problem.model, problem.guide
+    loss, gradient = _seeded(lambda: gradients(elbo, problem, parameters))
+    differentiable = _seeded(lambda: elbo.differentiable_loss(model, guide))
+    slopes = torch.autograd.grad(differentiable, list(parameters.values()), allow_unused=True)
+    found = [torch.zeros_like(p) if g is None else g for g, p in zip(slopes, parameters.values(), strict=True)]
+    assert_same((differentiable.item(), found), (loss, gradient))
+    terms = _seeded(lambda: elbo.terms(model, guide))
+    others = [
+        _seeded(lambda: elbo.loss(model, guide)),
+        float(terms.loss),
+        float(terms.penalty - terms.elbo),
+        float(_seeded(lambda: elbo.loss_and_terms(model, guide))[1].loss),
+        _seeded(lambda: elbo(model, guide)()).item(),
+        _seeded(lambda: pyro.infer.SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), elbo).step()),
+    ]
+    for other in others:
+        assert_same((other, []), (loss, []))
+
+
+def _seeded(call: Callable[[], Any]) -> Any:
+    pyro.set_rng_seed(11)
+    return call()
+
+
+# ---- L7: one density by change of variables -------------------------------------------------------------------
+
+
+def law_positive_site(draws: int = 500) -> None:
+    """An autoguide at a positive site: loss and entropy in the constrained space are exact, for several lambda."""
+
+    def model() -> None:
+        pyro.sample("x", pyro.distributions.LogNormal(0.0, 1.0))
+
+    guide = pyro.infer.autoguide.AutoNormal(model, init_scale=0.5)
+    guide()
+    pyro.get_param_store()._params["AutoNormal.locs.x"].data.fill_(0.7)
+    loc, sd = torch.tensor(0.7), 0.5
+    exact_entropy = loc + torch.distributions.Normal(0.0, sd).entropy()
+    # E_q[log p] of a log-normal in log space, minus E[log x]
+    exact_prior = -(torch.tensor(2 * torch.pi).log() + loc**2 + sd**2) / 2 - loc
+    for lam in (0.0, 0.4, -1.0):
+        elbo = BaNEL_ELBO(lam=lam)
+        terms = [elbo.terms(model, guide) for _ in range(draws)]
+        assert_mean(torch.stack([torch.as_tensor(t.entropy) for t in terms]), exact_entropy)
+        assert_mean(torch.stack([torch.as_tensor(t.loss) for t in terms]), -exact_prior - (1 - lam) * exact_entropy)
