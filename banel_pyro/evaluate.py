@@ -7,39 +7,60 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
 
-from banel_pyro.batches import DataPlate, Rows, minibatches, tell_autoguide
+from banel_pyro.batches import Rows, minibatches
+from banel_pyro.modules import evaluation_mode
+from banel_pyro.plates import DataPlate, tell_autoguide
 from banel_pyro.terms import Estimate
 from banel_pyro.traces import check_sites, sample_sites
 
 __all__ = [
-    "Traces",
+    "Draw",
     "elbo",
     "elbo_per_datum",
+    "held_out_elbo",
     "iwae",
     "iwae_per_datum",
     "mean_estimate",
+    "outside",
     "paired_difference",
     "trace_draws",
 ]
 
-Array = NDArray[np.floating[Any]]
-Traces = tuple[Any, Any, torch.Tensor]
+Array: TypeAlias = NDArray[np.floating[Any]]
 
 
-@torch.no_grad()
+class Draw(NamedTuple):
+    """One draw of the guide for one chunk of rows.
+
+    Args:
+        number: number of the draw.
+        chunk: number of the chunk of rows within the draw.
+        model_trace: the model replayed against the guide, with log-probabilities.
+        guide_trace: the guide, with log-probabilities.
+        rows: numbers of the rows.
+    """
+
+    number: int
+    chunk: int
+    model_trace: Any
+    guide_trace: Any
+    rows: torch.Tensor
+
+
 def trace_draws(
     model: Any, guide: Any, rows: Rows, plate: DataPlate, *, num_samples: int, batch_size: int | None = None
-) -> Iterator[list[Traces]]:
-    """Draws of the guide with the model replayed against them, one list of chunks of rows per draw.
+) -> Iterator[Draw]:
+    """Draws of the guide with the model replayed against them, chunk by chunk of rows.
 
-    Latents outside the data plate are drawn once per draw and shared by its chunks.
+    Latents outside the data plate are drawn once per draw and shared by its chunks. Modules are in
+    evaluation mode meanwhile, and nothing is differentiated.
 
     Args:
         model: the model.
@@ -50,19 +71,18 @@ def trace_draws(
         batch_size: rows in memory at a time (all by default).
 
     Yields:
-        For each draw a list of (model trace, guide trace, row indices), with log-probabilities computed.
+        Every chunk of a draw, then those of the next one.
     """
-    with tell_autoguide(guide, plate):
-        for _ in range(num_samples):
+    with tell_autoguide(guide, plate), evaluation_mode(model, guide):
+        for number in range(num_samples):
             shared: Any = None
-            chunks = []
-            for index, batch in minibatches(rows, batch_size):
+            for chunk, (index, batch) in enumerate(minibatches(rows, batch_size)):
                 drawn = guide if shared is None else poutine.replay(guide, trace=shared)
-                with plate.rows(index):
+                with torch.no_grad(), plate.rows(index if batch else None):
                     model_trace, guide_trace = _replayed(model, drawn, batch)
-                shared = shared or _outside(guide_trace, plate.name)
-                chunks.append((model_trace, guide_trace, index))
-            yield chunks
+                if shared is None:
+                    shared = outside(guide_trace, plate.name)
+                yield Draw(number, chunk, model_trace, guide_trace, index)
 
 
 def _replayed(model: Any, guide: Any, batch: Rows) -> tuple[Any, Any]:
@@ -79,13 +99,25 @@ def _replayed(model: Any, guide: Any, batch: Rows) -> tuple[Any, Any]:
     return model_trace, guide_trace
 
 
-def _outside(trace: Any, plate: str | None) -> Any:
-    """The part of a guide's trace that lies outside the data plate."""
+def outside(trace: Any, plate: str | None) -> Any:
+    """The latents of a trace that lie outside the data plate."""
     kept = poutine.Trace()
     for name, site in sample_sites(trace):
-        if plate not in [frame.name for frame in site["cond_indep_stack"]]:
+        if not site["is_observed"] and plate not in [frame.name for frame in site["cond_indep_stack"]]:
             kept.add_node(name, **site)
-    return kept
+    return poutine.util.prune_subsample_sites(kept)
+
+
+@torch.no_grad()
+def held_out_elbo(model: Any, guide: Any, rows: Rows, plate: DataPlate, *, num_samples: int = 1) -> float:
+    """Untempered ELBO of rows that were not trained on, in nats per datum (a total without a data plate)."""
+    total = 0.0
+    for draw in trace_draws(model, guide, rows, plate, num_samples=num_samples):
+        total += float(draw.model_trace.log_prob_sum() - draw.guide_trace.log_prob_sum())
+    return total / num_samples / plate.factor(len(rows[0]))
+
+
+# ---- functions of log weights --------------------------------------------------------------------
 
 
 def mean_estimate(values: Array) -> Estimate:
@@ -106,8 +138,7 @@ def iwae_per_datum(log_w: Array) -> Array:
     Args:
         log_w: log weights (draw, datum) in nats.
     """
-    top = log_w.max(axis=0)
-    return np.asarray(top + np.log(np.exp(log_w - top).mean(axis=0)))
+    return np.asarray(np.logaddexp.reduce(log_w, axis=0) - math.log(len(log_w)))
 
 
 def elbo(log_w: Array) -> Estimate:
@@ -123,16 +154,15 @@ def iwae(log_w: Array) -> Estimate:
 
 
 def paired_difference(a: Array, b: Array) -> Estimate:
-    """Mean of a - b over the same data points, with the standard error of the paired differences."""
+    """Mean of a - b over the same data points, with the standard error of the paired differences.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
     if a.shape != b.shape:
-        raise ValueError(f"paired values have shapes {a.shape} and {b.shape}: expected the same data points in both.")
+        raise ValueError(
+            f"paired values have shapes {a.shape} and {b.shape}: expected the same data points in both. Evaluate "
+            "both runs "
+            "on the same rows."
+        )
     return mean_estimate(a - b)
-
-
-@torch.no_grad()
-def held_out_elbo(model: Any, guide: Any, rows: Rows, plate: DataPlate, *, num_samples: int = 1) -> float:
-    """Untempered ELBO of rows that were not trained on, in nats per datum."""
-    total = 0.0
-    for ((model_trace, guide_trace, _),) in trace_draws(model, guide, rows, plate, num_samples=num_samples):
-        total += float(model_trace.log_prob_sum() - guide_trace.log_prob_sum())
-    return total / num_samples / plate.factor(len(rows[0]))

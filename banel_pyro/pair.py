@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from banel_pyro.batches import Split
+from banel_pyro.seeding import fork_rng
 
 if TYPE_CHECKING:
     from banel_pyro.run import FitResult
@@ -58,7 +59,8 @@ class Pair:
                 )
         if self.data is not None and not callable(self.data):
             raise TypeError(
-                f"Pair: data is a {type(self.data).__name__}: expected a callable without arguments that returns the data. "
+                f"Pair: data is a {type(self.data).__name__}: expected a callable without arguments that returns the "
+                "data. "
                 "Write data=lambda: x."
             )
 
@@ -72,14 +74,19 @@ class Pair:
         return data if isinstance(data, Split) else Split(data)
 
     def fit(self, **options: Any) -> FitResult:
-        """Train on the pair's own data; options as for :func:`banel_pyro.fit`."""
+        """Train on the pair's own data; options as for :func:`banel_pyro.fit`.
+
+        The data are made under the run's seed.
+        """
+        from banel_pyro.run import RunFolder, run_seed
         from banel_pyro.training.fit import fit
 
-        split = self.split()
-        options.setdefault("validation", split.held_out)
-        options.setdefault("data_plate", self.data_plate)
-        options.setdefault("name", self.name)
-        return fit(self.model, self.guide, Split(split.train, None, split.transform), **options)
+        resume = bool(options.get("resume", False))
+        seed = run_seed(options.get("seed"), RunFolder.at(options.get("out"), resume=resume), resume=resume)
+        with fork_rng(seed):
+            split = self.split()
+        options = {"validation": split.held_out, "data_plate": self.data_plate, "name": self.name} | options
+        return fit(self.model, self.guide, Split(split.train, None, split.transform), **options | {"seed": seed})
 
 
 def load_pair(path: str) -> Callable[[], Pair]:
@@ -102,7 +109,8 @@ def load_pair(path: str) -> Callable[[], Pair]:
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise
         raise ValueError(
-            f"pair '{path}': no module '{module_name}' in {os.getcwd()} or on the path. A pair is a function in a Python file "
+            f"pair '{path}': no module '{module_name}' in {os.getcwd()} or on the path. A pair is a function in a "
+            "Python file "
             "that returns banel_pyro.Pair(model, guide, data=...); name it as file:function."
         ) from error
     factory = getattr(module, attribute, None)

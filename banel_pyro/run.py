@@ -9,20 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import arviz as az
 import pandas as pd
 import torch
 
-from banel_pyro.batches import DataPlate, Rows, as_rows
+from banel_pyro.batches import Rows, as_rows, data_hash, transformed
 from banel_pyro.inference_data import posterior_of_rows
 from banel_pyro.pair import Pair
-from banel_pyro.seeding import fork_rng
+from banel_pyro.plates import DataPlate
+from banel_pyro.seeding import draw_seed, fork_rng
+from banel_pyro.training.options import integer
 from banel_pyro.training.parameters import Parameters, safe_constraints
 from banel_pyro.training.preflight import preflight
 
-__all__ = ["FORMAT", "FitResult", "RunFolder", "versions"]
+if TYPE_CHECKING:
+    import arviz as az
+
+__all__ = ["FORMAT", "FitResult", "RunFolder", "run_seed", "versions"]
 
 FORMAT = 1
 """Version of the run folder. A folder of another version is refused."""
@@ -46,21 +50,25 @@ class RunFolder:
 
     path: Path
 
-    def open(self, config: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
-        """Make the folder, or go on with the run that is in it.
+    @staticmethod
+    def at(out: str | os.PathLike[str] | None, *, resume: bool) -> RunFolder | None:
+        """The folder that ``fit`` was asked to write to, or None."""
+        if out is None and resume:
+            raise ValueError(
+                "resume=True, but out=None: there is no run to go on with. Name its folder: out='runs/mine'."
+            )
+        return None if out is None else RunFolder(Path(out))
 
-        Returns:
-            The saved state to go on from, or None for a new run.
+    def find_state(self, config: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
+        """The state to go on from, or None for a new run. Writes nothing.
 
         Raises:
-            ValueError: if the folder holds another run, or ``resume`` is False and it holds any.
+            ValueError: if the folder holds another run, one that is further on, any run without ``resume``, or other
+                files.
         """
-        file = self.path / "config.json"
-        if not file.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not (self.path / "config.json").exists():
+            if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
                 raise ValueError(f"out='{self.path}' exists and is no run folder: choose a new or an empty folder.")
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.write_json("config.json", config)
             return None
         if not resume:
             raise ValueError(
@@ -68,8 +76,25 @@ class RunFolder:
             )
         _refuse_other_run(self.path, self.read_config(), config)
         state = self.read_state() if (self.path / "state.pt").exists() else None
-        self.write_json("config.json", config)
+        if state is not None and state["step"] > config["steps"]:
+            raise ValueError(
+                f"steps={config['steps']}, but the run in out='{self.path}' has already done {state['step']}. Ask "
+                "for more, "
+                "or choose another folder."
+            )
         return state
+
+    def claim(self, config: dict[str, Any]) -> None:
+        """Write the configuration, with the folder if need be."""
+        if (self.path / "config.json").exists():
+            config = config | {"created": self.read_config().get("created")}
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_json("config.json", config)
+
+    def is_finished(self, config: dict[str, Any]) -> bool:
+        """Whether the posterior and report that a run ends with are there, as ``config`` asks for them."""
+        asked = self.read_config().get("posterior_samples") == config["posterior_samples"]
+        return asked and all((self.path / name).exists() for name in ("posterior.nc", "report.html"))
 
     def read_config(self) -> dict[str, Any]:
         """The configuration.
@@ -85,7 +110,8 @@ class RunFolder:
             raise ValueError(f"'{self.path / 'config.json'}' is not JSON ({error}): the file is damaged.") from error
         if config.get("format") != FORMAT:
             raise ValueError(
-                f"'{self.path}' is a run of format {config.get('format')!r}, this version reads format {FORMAT}. Use the version "
+                f"'{self.path}' is a run of format {config.get('format')!r}, this version reads format {FORMAT}. Use "
+                "the version "
                 f"that wrote it: {config.get('versions', {}).get('banel_pyro', 'unknown')}."
             )
         return config
@@ -123,11 +149,24 @@ class RunFolder:
 
     def read_posterior(self) -> az.InferenceData:
         """The posterior that :meth:`write_posterior` wrote, in memory."""
+        import arviz as az  # heavy, and it imports pyplot
+        from arviz.rcparams import rc_context
+
         file = self.path / "posterior.nc"
         if not file.exists():
             raise ValueError(f"'{self.path}' has no posterior.nc: the run did not end, or posterior_samples was 0.")
-        with az.from_netcdf(str(file)) as idata:
-            return idata.copy()
+        with rc_context({"data.load": "eager"}):  # lazily read, it would hold the file that a resumed run replaces
+            idata: az.InferenceData = az.from_netcdf(str(file))
+        return idata
+
+    def read_history(self) -> pd.DataFrame:
+        """The history that :meth:`write_state` wrote, a row per log point."""
+        try:
+            return pd.read_csv(self.path / "history.csv")
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"'{self.path}' has no history.csv: the run stopped before its first checkpoint."
+            ) from error
 
     def write_report(self, html: str) -> None:
         """Write the page."""
@@ -135,8 +174,31 @@ class RunFolder:
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         aside = self.path / f".{name}.partial"
-        write(aside)
-        os.replace(aside, self.path / name)
+        try:
+            write(aside)
+            with aside.open("rb+") as file:  # on the disk before it gets its name
+                os.fsync(file.fileno())
+            os.replace(aside, self.path / name)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _is_foreign(file: Path) -> bool:
+    """Whether a file is not what a write that was cut short leaves behind."""
+    return not (file.name.startswith(".") and file.name.endswith(".partial"))
+
+
+def run_seed(seed: Any, folder: RunFolder | None, *, resume: bool) -> int:
+    """The seed of a run: as asked for, else that of the run to be resumed, else drawn from torch's generator.
+
+    Raises:
+        TypeError, ValueError: if it is no seed.
+    """
+    if seed is not None:
+        return integer("seed", seed, 0, 2**32 - 1)
+    if folder is not None and resume and (folder.path / "config.json").exists():
+        return int(folder.read_config()["seed"])
+    return draw_seed()
 
 
 _MAY_DIFFER = {
@@ -144,6 +206,7 @@ _MAY_DIFFER = {
     "epochs",
     "versions",
     "created",
+    "threads",
     "log_every",
     "validate_every",
     "checkpoint_every",
@@ -175,6 +238,8 @@ class FitResult:
         rows: the training data.
         held_out: data that were not trained on, or nothing.
         folder: the run folder, or None.
+        transform: applied to each batch of training rows.
+        local: what the guide has for each row of the training data.
     """
 
     model: Any
@@ -185,6 +250,8 @@ class FitResult:
     rows: Rows
     held_out: Rows = ()
     folder: Path | None = None
+    transform: Callable[[Rows], Rows] | None = None
+    local: tuple[str, ...] = ()
 
     def posterior(
         self,
@@ -199,29 +266,36 @@ class FitResult:
         """Draws as an ArviZ object; arguments as for :func:`~banel_pyro.to_arviz`.
 
         Args:
-            data: rows to condition on, the training data by default.
+            data: rows to condition on; by default the training data, transformed as in training.
             num_samples: draws.
             groups: groups to fill.
             batch_size: rows in memory at a time.
             coords: coordinates of plates.
             seed: seed of the draws, the run's own by default.
+
+        Raises:
+            ValueError: for rows that the guide says nothing about, or options that are out of range.
         """
-        rows = self.rows if data is None else as_rows(data)
         with fork_rng(self.config["seed"] if seed is None else seed):
+            rows = transformed(self.rows, self.transform) if data is None else as_rows(data)
+            self._check_rows(rows)
+            attrs = {name: self.config[name] for name in ("lam", "objective", "seed")}
             return posterior_of_rows(
-                self.model,
-                self.guide,
-                rows,
-                self.plate,
-                num_samples=num_samples,
-                groups=groups,
-                batch_size=batch_size,
-                coords=coords,
-                attrs={
-                    "lam": json.dumps(self.config["lam"]),
-                    "objective": self.config["objective"],
-                    "seed": self.config["seed"],
-                },
+                self.model, self.guide, rows, self.plate, num_samples=num_samples, groups=groups, batch_size=batch_size,
+                coords=coords, attrs=attrs,
+            )  # fmt: skip
+
+    def _check_rows(self, rows: Rows) -> None:
+        if len(rows) != len(self.rows):
+            raise ValueError(
+                f"data has {len(rows)} tensors, the training data have {len(self.rows)}: expected the same."
+            )
+        trained = all(torch.equal(new, old[: len(new)]) for new, old in zip(rows, self.rows, strict=True))
+        if self.local and self.transform is None and not trained:
+            raise ValueError(
+                f"data: the guide has {list(self.local)} for each row of the training data, so it says nothing about "
+                "other "
+                "rows. Leave data out, pass the first of the training rows, or use a guide that computes from the row."
             )
 
     @staticmethod
@@ -237,13 +311,26 @@ class FitResult:
         """
         run = RunFolder(Path(folder))
         config, state = run.read_config(), run.read_state()
-        split = pair.split()
-        rows = as_rows(split.train)
-        parameters = Parameters(pair.model, pair.guide, torch.optim.SGD, {"lr": 0.0})
-        size = len(rows[0]) if rows else 0
         with fork_rng(config["seed"]):
-            first = split.first(rows, config["batch_size"] or size)
-            plate, _ = preflight(pair.model, pair.guide, first, size, config["data_plate"], parameters)
+            split = pair.split()
+            rows, held_out = as_rows(split.train), as_rows(split.held_out, "validation")
+            _check_data(run.path, config, rows)
+            parameters = Parameters(pair.model, pair.guide, torch.optim.SGD, {"lr": 0.0})
+            batch = config["batch_size"] or config["num_data"]
+            checked = preflight(pair.model, pair.guide, split, rows, batch, config["data_plate"], parameters)
         parameters.load({**state, "optimizer": None})
-        history = pd.DataFrame(state["history"])
-        return FitResult(pair.model, pair.guide, config, history, plate, rows, as_rows(split.held_out), run.path)
+        return FitResult(
+            pair.model, pair.guide, config, pd.DataFrame(state["history"]), checked.plate, rows, held_out, run.path,
+            transform=split.transform, local=checked.local,
+        )  # fmt: skip
+
+
+def _check_data(path: Path, config: dict[str, Any], rows: Rows) -> None:
+    if data_hash(rows) != config["data"]:
+        raise ValueError(
+            f"the run in '{path}' was trained on other data than those of the pair ({config['num_data']} rows with "
+            "hash "
+            f"{config['data'][:12]}, here {len(rows[0]) if rows else 0} rows with {data_hash(rows)[:12]}). Use the "
+            "pair that "
+            "wrote it, with the same data and default dtype."
+        )

@@ -12,9 +12,10 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from banel_pyro import BaNEL_ELBO
-from banel_pyro.batches import DataPlate
+from banel_pyro.plates import DataPlate
 from models import normal_normal
 from tests.cases import CASES, PAIRS, Case, Problem
 from tests.laws import assert_mean, assert_same, gradients
@@ -235,6 +236,29 @@ def test_nothing_is_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Tensor, "item", refuse)
         monkeypatch.setattr(Tensor, "tolist", refuse)
         BaNEL_ELBO(lam=0.3).differentiable_loss(problem.model, problem.guide)
+
+
+def test_the_step_is_one_flat_graph_with_lambda_as_an_input() -> None:
+    """Loss and gradient trace through to plain tensor operations, whatever lambda they are called with."""
+    with pyro.settings.context(module_local_params=True), pyro.validation_enabled(False):
+        pair = PAIRS["noncentered"]()
+        rows = tuple(row.double() for row in pair.data())
+        elbo = BaNEL_ELBO(lam=0.3)
+        module = elbo(pair.model, pair.guide)
+        module(*rows)
+
+        def step(parameters: dict[str, Tensor], lam: Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
+            elbo.lam = lam
+            loss = torch.func.functional_call(module, parameters, rows)
+            return loss, *torch.autograd.grad(loss, list(parameters.values()))
+
+        parameters = dict(module.named_parameters())
+        graph = make_fx(step)(parameters, torch.tensor(0.3), *rows)
+        found = []
+        for run in (graph, step):
+            pyro.set_rng_seed(2)
+            found.append(run(parameters, torch.tensor(0.5), *rows))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_lam_may_be_a_tensor_and_change_between_steps() -> None:

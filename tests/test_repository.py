@@ -115,12 +115,14 @@ def test_imports_point_one_way(folder: str, forbidden: set[str]) -> None:
 # What an import does
 
 IMPORT = """
-import json, pickle, sys
+import json, sys
 import pyro, torch
 
 def state():
     switches = torch.get_default_dtype(), torch.get_num_threads(), pyro.settings.get()
-    return switches, pickle.dumps(pyro.util.get_rng_state()), list(pyro.get_param_store().keys())
+    rng = pyro.util.get_rng_state()
+    randomness = rng["torch"].tolist(), rng["random"], [repr(part) for part in rng["numpy"]]
+    return switches, randomness, list(pyro.get_param_store().keys())
 
 before = state()
 import banel_pyro

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from banel_pyro.evaluate import mean_estimate
 from banel_pyro.terms import Estimate
+
+if TYPE_CHECKING:
+    import arviz as az
 
 __all__ = ["active_units", "density_entropies", "spread"]
 
@@ -37,12 +39,14 @@ def spread(
         A row per latent number with ``sd`` and ``hdi_width`` (units of the latent), ``iqr_ratio``
         (interquartile range over that of the prior; NaN without a prior group), and ``density``,
         ``entropy``, ``entropy_stderr``: the density of the guide that the latent belongs to and its
-        entropy :math:`-E_q[\log q]` in nats (for one datum if averaged over the plate, else summed).
+        entropy :math:`-E_q[\log q]` in nats (for one datum if averaged over the plate, else summed),
+        minus infinity for a point mass. Continuous entropy depends on the parametrisation: ours is that of the
+        model's sites.
 
     Raises:
-        ValueError: for unknown variables or dims, or a probability outside (0, 1).
+        ValueError: for unknown variables or dims, a probability outside (0, 1), or draws of another origin.
     """
-    posterior = idata.posterior
+    posterior = idata["posterior"]
     dims = (over,) if isinstance(over, str) else tuple(over)
     _check(posterior, var_names, dims, hdi_prob)
     entropies = density_entropies(idata, dims)
@@ -50,7 +54,7 @@ def spread(
     rows: dict[str, dict[str, Any]] = {}
     for name in var_names or [str(n) for n in posterior.data_vars if n in owner]:
         draws = posterior[name]
-        prior = idata.prior[name] if "prior" in idata.groups() and name in idata.prior else None
+        prior = idata["prior"][name] if "prior" in idata.groups() and name in idata["prior"] else None
         table = _spread_of(draws, prior, dims, hdi_prob)
         density = owner.get(name, "")
         entropy = entropies.get(density, Estimate(np.nan, np.nan))
@@ -62,14 +66,19 @@ def spread(
 def density_entropies(idata: az.InferenceData, over: Sequence[str] = ()) -> dict[str, Estimate]:
     """Entropy of each density of the guide in nats: -mean of its log q over draws, with standard error.
 
+    That of a point mass is minus infinity.
+
     Args:
         idata: from :func:`~banel_pyro.to_arviz`.
         over: dims to average over; the other dims are summed.
     """
-    stats = idata.sample_stats
+    points = json.loads(idata.attrs.get("point_masses", "[]"))
     found = {}
     for density in _densities(idata):
-        log_q = stats[f"log_q_{density}"]
+        if density in points:
+            found[density] = Estimate(-np.inf, np.nan)
+            continue
+        log_q = idata["sample_stats"][f"log_q_{density}"]
         log_q = log_q.mean([d for d in over if d in log_q.dims])
         log_q = log_q.sum([d for d in log_q.dims if d not in ("chain", "draw")])
         found[density] = mean_estimate(-log_q.stack(sample=("chain", "draw")).to_numpy())
@@ -87,17 +96,29 @@ def active_units(idata: az.InferenceData, name: str, plate: str, *, threshold: f
         name: a latent local to ``plate``.
         plate: the data plate.
         threshold: squared units of the latent.
+
+    Raises:
+        ValueError: if there is no such latent in such a plate.
     """
-    means = idata.posterior[name].mean(["chain", "draw"])
+    posterior = idata["posterior"]
+    _check(posterior, [name], (plate,), 0.5)
+    means = posterior[name].mean(["chain", "draw"])
     return int((means.var(plate) > threshold).sum())
 
 
 def _densities(idata: az.InferenceData) -> Mapping[str, list[str]]:
+    if "densities" not in idata.attrs:
+        raise ValueError(
+            "idata has no attribute 'densities', which says what the guide's densities are: expected draws from "
+            "banel_pyro.to_arviz, or a file they were saved to."
+        )
     densities: Mapping[str, list[str]] = json.loads(idata.attrs["densities"])
     return densities
 
 
 def _spread_of(draws: xr.DataArray, prior: xr.DataArray | None, over: Sequence[str], hdi_prob: float) -> xr.Dataset:
+    import arviz as az  # heavy, and it imports pyplot
+
     sample = ["chain", "draw"]
     ends = az.hdi(draws, hdi_prob=hdi_prob)[draws.name]
     quartiles = draws.quantile([0.25, 0.75], dim=sample)
@@ -117,11 +138,13 @@ def _spread_of(draws: xr.DataArray, prior: xr.DataArray | None, over: Sequence[s
 
 
 def _labelled(name: str, table: xr.Dataset) -> list[tuple[str, dict[str, float]]]:
-    dims: list[Hashable] = list(table["sd"].dims)
-    if not dims:
-        return [(name, {str(k): float(v) for k, v in table.data_vars.items()})]
-    frame = table.to_dataframe()[["sd", "hdi_width", "iqr_ratio"]]
-    return [(f"{name}[{', '.join(map(str, np.atleast_1d(index)))}]", row.to_dict()) for index, row in frame.iterrows()]
+    """The rows of a table with their labels, such as ``theta[3]``."""
+    dims = list(table["sd"].dims)
+    flat = table.stack(number=dims) if dims else table.expand_dims("number")
+    columns = {str(column): values.to_numpy() for column, values in flat.data_vars.items()}
+    labels = [np.atleast_1d(label).tolist() for label in flat["number"].to_numpy().tolist()] if dims else [[]]
+    names = [f"{name}[{', '.join(map(str, label))}]" if label else name for label in labels]
+    return [(label, {c: float(v[i]) for c, v in columns.items()}) for i, label in enumerate(names)]
 
 
 def _check(posterior: xr.Dataset, var_names: Sequence[str] | None, over: Sequence[str], hdi_prob: float) -> None:

@@ -93,7 +93,8 @@ def _check_penalty(density: GuideDensity, lam: float | Tensor, allow_unbounded: 
     if not isinstance(lam, Tensor) and lam >= 1 and density.is_continuous and not allow_unbounded:
         raise ValueError(
             f"lam={lam} at the continuous site '{density.name}': for lam >= 1 the loss has no minimum, it falls "
-            "without bound as the guide narrows. Use lam < 1; or, if the guide's scale is bounded below, allow_unbounded=True."
+            "without bound as the guide narrows. Use lam < 1; or, if the guide's scale is bounded below, "
+            "allow_unbounded=True."
         )
 
 

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import copy
+import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from banel_pyro.batches import (
-    DataPlate,
-    Rows,
-    Split,
-    as_rows,
-    data_hash,
-    has_local_parameters,
-    tell_autoguide,
-)
-from banel_pyro.evaluate import held_out_elbo
+from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, transformed
 from banel_pyro.objectives.banel import BaNEL_ELBO
-from banel_pyro.run import FORMAT, FitResult, RunFolder, versions
-from banel_pyro.schedules import Schedule, as_schedule, bind, to_config
+from banel_pyro.plates import tell_autoguide
+from banel_pyro.run import FORMAT, FitResult, RunFolder, run_seed, versions
+from banel_pyro.schedules import Schedule, bind
 from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Weight
-from banel_pyro.training.faults import NonFiniteError, first_bad_parameter
+from banel_pyro.training.faults import NonFiniteError, locate_fault
 from banel_pyro.training.loop import Loop
+from banel_pyro.training.options import (
+    Plan,
+    describe,
+    describe_objective,
+    extreme_lams,
+    name_of,
+    objective_and_schedule,
+    optimizer,
+    positive,
+)
 from banel_pyro.training.parameters import OptimizerFactory, Parameters
-from banel_pyro.training.preflight import preflight
+from banel_pyro.training.preflight import check_held_out, check_lam, preflight
 from banel_pyro.training.progress import Progress
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
@@ -105,66 +107,123 @@ def fit(
         CollapseError: when the guide collapses, with site and figures.
     """
     split = data if isinstance(data, Split) else Split(data)
-    rows, held_out = (
-        as_rows(split.train),
-        as_rows(validation if validation is not None else split.held_out, "validation"),
-    )
-    _check_like(held_out, rows)
-    plan = _Plan.make(rows, epochs, steps, batch_size, log_every, validate_every, checkpoint_every)
-    objective, schedule = _objective_and_schedule(objective, lam)
-    schedule = bind(schedule, plan.steps_per_epoch)
-    factory, options = _optimizer(optim, lr)
-    seed = int(torch.randint(2**31, ())) if seed is None else _integer("seed", seed, 0)
+    objective, schedule = objective_and_schedule(objective, lam)
+    factory, options = optimizer(optim, lr)
+    clip_norm, folder = positive("clip_norm", clip_norm), RunFolder.at(out, resume=resume)
+    seed = run_seed(seed, folder, resume=resume)
     with fork_rng(seed):
-        parameters = Parameters(model, guide, factory, options)
-        plate, sizes = preflight(
-            model, guide, split.first(rows, plan.batch), len(rows[0]) if rows else 0, data_plate, parameters
-        )
-        _check_new_rows(model, guide, held_out, plate, parameters)
-        loop = Loop(
-            model, guide, objective, schedule, parameters, rows, split.transform, plate, sizes,
-            steps=plan.steps, batch_size=batch_size, seed=seed, log_every=plan.log_every,
-            validate_every=plan.validate_every, held_out=held_out, clip_norm=_positive("clip_norm", clip_norm), collapse=collapse,
+        rows = as_rows(split.train)
+        held_out = as_rows(split.held_out if validation is None else validation, "validation")
+        batch_size = loader_batch_size(split.train) if batch_size is None else batch_size
+        plan = Plan.make(
+            rows, epochs=epochs, steps=steps, batch_size=batch_size, log_every=log_every,
+            validate_every=validate_every, checkpoint_every=checkpoint_every,
         )  # fmt: skip
-        config = {
-            "format": FORMAT, "name": name or "", "objective": repr(objective), "lam": _describe(schedule), "optim": _name(factory),
-            "lr": options.get("lr"), **asdict(plan), "batch_size": batch_size, "seed": seed, "data": data_hash(rows),
-            "num_data": len(rows[0]) if rows else 0, "data_plate": plate.name, "per": "datum" if plate.name else "total",
-            "clip_norm": clip_norm, "created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(),
+        schedule = bind(schedule, plan.steps_per_epoch)
+        config = _config(objective, schedule, factory, options, plan, split, rows) | {
+            "name": name or "", "seed": seed, "clip_norm": clip_norm, "posterior_samples": posterior_samples,
         }  # fmt: skip
-        folder = None if out is None else RunFolder(Path(out))
-        state = None if folder is None else folder.open(config, resume=resume)
-        if state is not None:
-            loop.load(state)
-        with tell_autoguide(guide, plate):
-            _run(loop, folder, plan.checkpoint_every, progress)
-    result = FitResult(model, guide, config, pd.DataFrame(loop.history), plate, rows, held_out, folder and folder.path)
-    if folder is not None and posterior_samples:
+        parameters = Parameters(model, guide, factory, options)
+        batch = plan.batch_size or (len(rows[0]) if rows else 0)
+        checked = preflight(model, guide, split, rows, batch, data_plate, parameters)
+        if math.isinf(objective.max_plate_nesting) and objective.vectorize_particles:
+            # Pyro would count them on a batch whose plate is not told its rows; one more is for the particles
+            objective.max_plate_nesting = checked.nesting + (objective.num_particles > 1)
+        with fork_rng(seed):  # the run's own numbers do not depend on what is checked
+            lams = extreme_lams(schedule, plan.steps)
+            check_lam(objective, lams, model, guide, split.first(rows, batch), checked.plate)
+            check_held_out(model, guide, held_out, rows, checked)
+        config |= {"data_plate": checked.plate.name, "per": "datum" if checked.plate.name else "total"}
+        loop = Loop(
+            model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,
+            steps=plan.steps, batch_size=plan.batch_size, seed=seed, log_every=plan.log_every,
+            validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm, collapse=collapse,
+        )  # fmt: skip
+        changed = _train(loop, folder, config, plan.checkpoint_every, resume=resume, progress=progress)
+    result = FitResult(
+        model, guide, config, pd.DataFrame(loop.history), checked.plate, rows, held_out,
+        folder=None if folder is None else folder.path, transform=split.transform, local=checked.local,
+    )  # fmt: skip
+    if folder is not None and posterior_samples and changed:
         _finish(result, folder, posterior_samples)
     return result
 
 
+def _config(
+    objective: Any, schedule: Schedule, factory: Any, options: Mapping[str, Any], plan: Plan, split: Split, rows: Rows
+) -> dict[str, Any]:
+    """What made a run, as JSON."""
+    return {
+        "format": FORMAT,
+        "objective": describe_objective(objective),
+        "lam": describe(schedule),
+        "optim": name_of(factory),
+        "lr": options.get("lr"),
+        **asdict(plan),
+        "data": data_hash(rows),
+        "num_data": len(rows[0]) if rows else 0,
+        "transform": None if split.transform is None else name_of(split.transform),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _train(
+    loop: Loop, folder: RunFolder | None, config: dict[str, Any], checkpoint_every: int, *, resume: bool, progress: bool
+) -> bool:
+    """Train, or go on with training, in the run folder; False if the very same run had already ended in it."""
+    state = None if folder is None else folder.find_state(config, resume=resume)
+    finished = state is not None and state["step"] == loop.steps and folder is not None and folder.is_finished(config)
+    with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate):
+        if state is not None:
+            loop.load(state)
+        if folder is not None:
+            folder.claim(config)
+        _run(loop, folder, checkpoint_every, progress)
+    return not finished
+
+
 def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, progress: bool) -> None:
-    """Advance to the last step; whatever stops it, what was computed is in the folder."""
-    loop.start()
+    """Advance to the last step. Numbers that are not finite and a collapse stop it, with the state saved."""
+    loop.good = loop.state()
+    if loop.step == 0:  # a run that stops before its first checkpoint starts over from here
+        _save(loop, folder)
     with Progress(loop.steps, enabled=progress) as bar:
         while loop.step < loop.steps:
             try:
-                loop.advance()
+                _advance(loop)
             except (NonFiniteError, CollapseError):
                 _save(loop, folder)
                 raise
-            except ValueError:  # Pyro's validation meets NaN parameters before our log point does
-                if first_bad_parameter(loop.parameters.names()) is None:
-                    raise
-                try:
-                    loop.locate_fault()
-                finally:
-                    _save(loop, folder)
             if loop.at_log_point:
                 bar.update(loop.step, loop.history[-1])
             if loop.step % checkpoint_every == 0 or loop.step == loop.steps:
                 _save(loop, folder)
+
+
+def _advance(loop: Loop) -> None:
+    """One step; an error that comes from numbers that are not finite is replaced by one that says where they arise."""
+    step = loop.step
+    try:
+        loop.advance()
+    except (NonFiniteError, CollapseError):
+        raise
+    except Exception as error:
+        error.add_note(f"This happened in fit, at step {step}.")
+        # Pyro's validation and warnings meet such numbers before our log point does
+        if isinstance(error, ValueError | Warning) or not loop.is_finite:
+            _blame(loop, error, step)
+        raise
+
+
+def _blame(loop: Loop, error: Exception, step: int) -> None:
+    try:
+        locate_fault(loop, until=step + 1)
+    except NonFiniteError as fault:
+        raise fault from error
+    except Exception:  # the same error once more
+        raise error from None
 
 
 def _save(loop: Loop, folder: RunFolder | None) -> None:
@@ -180,118 +239,24 @@ def _finish(result: FitResult, folder: RunFolder, num_samples: int) -> None:
 
 
 def report_posterior(result: FitResult, num_samples: int, max_rows: int = 500, max_images: int = 12) -> Any:
-    """The draws that a run folder keeps: of the held-out rows, where the guide can be asked about new rows."""
-    rows = result.held_out or result.rows
-    rows = tuple(row[:max_rows] for row in rows) if rows is result.held_out else rows
-    idata = result.posterior(
-        rows,
-        num_samples=num_samples,
-        groups=("posterior", "sample_stats", "prior", "log_likelihood", "observed_data"),
-    )
-    if rows and result.plate.name:
-        few = tuple(row[:max_images] for row in rows)
-        idata.extend(result.posterior(few, num_samples=num_samples, groups=("posterior_predictive",)))
+    """The draws that a run folder keeps, of the rows that its report judges the run by."""
+    rows, which = _judged_rows(result, max_rows)
+    groups = ("posterior", "sample_stats", "prior", "log_likelihood", "observed_data")
+    idata = result.posterior(rows, num_samples=num_samples, groups=groups)
+    few = tuple(row[:max_images] for row in rows) if result.plate.name else rows
+    idata.extend(result.posterior(few, num_samples=num_samples, groups=("posterior_predictive",)))
+    idata.attrs["rows"] = which
     return idata
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How many steps, and what happens at which."""
+def _judged_rows(result: FitResult, max_rows: int) -> tuple[Rows, str]:
+    """Held-out rows, if every latent is local to a row; else the ELBO is a bound for the training rows only."""
+    from banel_pyro.report.numbers import is_local
 
-    steps: int
-    epochs: int | None
-    batch: int
-    steps_per_epoch: int
-    log_every: int
-    validate_every: int
-    checkpoint_every: int
-
-    @staticmethod
-    def make(
-        rows: Rows, epochs: int | None, steps: int | None, batch_size: int | None,
-        log_every: int | None, validate_every: int | None, checkpoint_every: int | None,
-    ) -> _Plan:  # fmt: skip
-        size = len(rows[0]) if rows else 0
-        if batch_size is not None and _integer("batch_size", batch_size) > size:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {size} rows of data. Use at most {size}, or None for all rows."
-            )
-        if (epochs is None) == (steps is None):
-            raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of them, such as epochs=20.")
-        batch = batch_size or size
-        per_epoch = -(-size // batch) if size else 1
-        total = _integer("steps", steps) if steps is not None else _integer("epochs", epochs) * per_epoch
-        tenth = max(1, total // 10)
-        log_every = _integer("log_every", max(1, min(100, total // 100)) if log_every is None else log_every)
-        validate_every = _integer("validate_every", tenth if validate_every is None else validate_every)
-        validate_every = -(-validate_every // log_every) * log_every
-        checkpoint_every = _integer("checkpoint_every", tenth if checkpoint_every is None else checkpoint_every)
-        return _Plan(total, epochs, batch, per_epoch, log_every, validate_every, checkpoint_every)
-
-
-def _objective_and_schedule(objective: Any, lam: Any) -> tuple[Any, Schedule]:
-    """A copy of the objective that the loop may write λ into, and the schedule of λ."""
-    if objective is None:
-        objective = BaNEL_ELBO()
-    if not isinstance(objective, BaNEL_ELBO):
-        raise TypeError(
-            f"objective is a {type(objective).__name__}: expected a banel_pyro objective. BaNEL_ELBO(lam=0) is Pyro's Trace_ELBO."
-        )
-    if lam is not None and objective.lam != 0:
-        raise ValueError(f"lam={lam!r} in fit and lam={objective.lam!r} in the objective: set it in one place.")
-    return copy.copy(objective), as_schedule(objective.lam if lam is None else lam)
-
-
-def _optimizer(optim: Any, lr: float | None) -> tuple[OptimizerFactory, dict[str, Any]]:
-    if not callable(optim) and optim is not None or type(optim).__module__.startswith("pyro.optim"):
-        raise TypeError(f"optim is a {type(optim).__name__}: expected a torch.optim class, such as torch.optim.Adam.")
-    _positive("lr", lr)
-    if optim is None:
-        return torch.optim.Adam, {"lr": lr or 1e-3, "fused": True}
-    if isinstance(optim, type):
-        return optim, {"lr": lr or 1e-3}
-    if lr is not None:
-        raise ValueError(
-            f"lr={lr}: the optimiser is a factory, which sets its own. Leave lr out, or pass a torch.optim class."
-        )
-    return optim, {}
-
-
-def _describe(schedule: Any) -> Any:
-    try:
-        return to_config(schedule)
-    except (TypeError, ValueError):
-        return {"callable": _name(schedule)}
-
-
-def _name(item: Any) -> str:
-    return f"{item.__module__}.{item.__qualname__}" if hasattr(item, "__qualname__") else type(item).__qualname__
-
-
-def _integer(name: str, value: Any, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}.")
-    return value
-
-
-def _positive(name: str, value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise ValueError(f"{name}={value!r}: expected a positive number.")
-    return value
-
-
-def _check_new_rows(model: Any, guide: Any, held_out: Rows, plate: DataPlate, parameters: Parameters) -> None:
-    if not held_out:
-        return
-    held_out_elbo(model, guide, held_out, plate)
-    if has_local_parameters(guide, plate, parameters):
-        raise ValueError(
-            f"validation: the guide has parameters for each row of plate '{plate.name}', so it says nothing about new rows. Leave "
-            "validation out, or use a guide that computes a row's posterior from the row."
-        )
-
-
-def _check_like(held_out: Rows, rows: Rows) -> None:
-    shapes = [[tuple(row.shape[1:]) for row in data] for data in (held_out, rows)]
-    if held_out and shapes[0] != shapes[1]:
-        raise ValueError(f"validation rows have shapes {shapes[0]}, training rows {shapes[1]}: expected the same.")
+    size = len(result.held_out[0]) if result.held_out else 0
+    if size and is_local(result.posterior(tuple(row[:2] for row in result.held_out), num_samples=2, groups=())):
+        which = f"all {size} held-out rows" if size <= max_rows else f"the first {max_rows} of {size} held-out rows"
+        return tuple(row[:max_rows] for row in result.held_out), which
+    with fork_rng(result.config["seed"]):
+        rows = transformed(result.rows, result.transform)
+    return rows, f"all {len(rows[0])} training rows" if rows else "the data inside the model"

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-import pyro
 import torch
 from torch import Tensor
 
-from banel_pyro.batches import DataPlate, Rows, epoch_order
+from banel_pyro.batches import Rows, epoch_order, transformed
 from banel_pyro.evaluate import held_out_elbo
-from banel_pyro.objectives.base import Objective
+from banel_pyro.plates import DataPlate
 from banel_pyro.schedules import Schedule
 from banel_pyro.seeding import fork_rng, load_rng_state, rng_state
 from banel_pyro.terms import LossTerms
-from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, first_bad_site
+from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
@@ -71,9 +68,10 @@ class Loop:
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     last_terms: LossTerms | None = None
+    good: dict[str, Any] | None = None
     _meter: Tensor | None = None
+    _metered: int = 0
     _order: tuple[int, Tensor] | None = None
-    _good: dict[str, Any] | None = None
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -86,73 +84,77 @@ class Loop:
     def batch(self) -> tuple[Tensor | None, Rows]:
         """Indices and rows of the current step."""
         if not self.rows or self.batch_size is None:
-            rows = self.rows
-            index = None
-        else:
-            epoch, position = divmod(self.step, self.steps_per_epoch)
-            if self._order is None or self._order[0] != epoch:
-                self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
-            index = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
-            rows = tuple(row[index] for row in self.rows)
-        return index, self.transform(rows) if self.transform is not None else rows
+            return None, transformed(self.rows, self.transform)
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
+        index = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        return index, transformed(tuple(row[index] for row in self.rows), self.transform)
 
     def advance(self) -> None:
         """One step: batch, λ, loss and gradient, optimiser; a log point where one is due."""
         start = time.perf_counter()
-        index, rows = self.batch()
-        terms, entropies = self._gradient(index, rows)
-        self.step += 1
-        norm = self._clip() if self.clip_norm is not None or self.at_log_point else None
-        self.parameters.step()
-        self._record(terms, entropies, len(rows[0]) if rows else 1)
+        terms, entropies, batch = self.differentiate()
+        norm = self.update(terms, entropies, batch)
         self.seconds += time.perf_counter() - start
-        if norm is not None and self.at_log_point:
+        if self.at_log_point:
             self._log(terms, list(entropies), norm)
 
-    def _gradient(self, index: Tensor | None, rows: Rows) -> tuple[LossTerms, dict[str, Tensor]]:
+    def differentiate(self) -> tuple[LossTerms, dict[str, Tensor], int]:
+        """The first half of a step: terms, entropies and rows of the batch; leaves gradients at the parameters."""
+        index, rows = self.batch()
         self.objective.lam = self.schedule(self.step, self.last_terms)
         with self.plate.rows(index), self.parameters.watch():
             loss, terms, entropies = self.objective.loss_and_terms(self.model, self.guide, *rows)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
-        return terms, entropies
+            loss.backward()
+        return terms, entropies, len(rows[0]) if rows else 1
+
+    def update(self, terms: LossTerms, entropies: Mapping[str, Tensor], batch: int) -> Tensor | None:
+        """The second half: the optimiser moves, the terms are counted; the gradient's norm where it is needed."""
+        self.step += 1
+        norm = self.parameters.clip(self.clip_norm) if self.clip_norm is not None or self.at_log_point else None
+        self.parameters.step()
+        self._record(terms, entropies, batch)
+        return norm
 
     @property
     def at_log_point(self) -> bool:
         """True after every ``log_every`` steps and after the last one."""
         return self.step % self.log_every == 0 or self.step == self.steps
 
-    def _clip(self) -> Tensor:
-        gradients = self.parameters.gradients()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.clip_norm is not None:
-            torch._foreach_mul_(gradients, torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
-        return norm
-
     # ---- log points -------------------------------------------------------------------------
 
     def _record(self, terms: LossTerms, entropies: Mapping[str, Tensor], batch: int) -> None:
         """Add a step to the running sums, on the device. A step that is not finite stays visible in them."""
+        device = torch.as_tensor(terms.log_likelihood).device
         parts = (terms.log_likelihood, terms.kl, terms.penalty, terms.entropy, *entropies.values())
-        row = torch.stack([torch.as_tensor(part) for part in parts]) / self.plate.factor(batch)
+        row = torch.stack([torch.as_tensor(part, device=device) for part in parts]) / self.plate.factor(batch)
         self._meter = row if self._meter is None else self._meter + row
+        self._metered += 1
 
-    def _log(self, terms: LossTerms, sites: list[str], norm: Tensor) -> None:
-        mean = torch.as_tensor(self._meter) / ((self.step - 1) % self.log_every + 1)
-        if not bool(torch.isfinite(mean[:3]).all()) or first_bad_parameter(self.parameters.names()):
-            self.locate_fault()
-        values = mean.tolist()
+    @property
+    def is_finite(self) -> bool:
+        """Whether all is finite: the terms since the last log point, and the parameters. Waits for the device."""
+        terms = self._meter is None or bool(torch.isfinite(self._meter[:3]).all())
+        return terms and first_bad_parameter(self.parameters.names()) is None
+
+    def _log(self, terms: LossTerms, sites: list[str], norm: Tensor | None) -> None:
+        if not self.is_finite:
+            locate_fault(self, until=self.step)
+            raise NonFiniteError(self.step, "a number that is finite when the step is replayed")
+        values = (torch.as_tensor(self._meter) / self._metered).tolist()
         log_likelihood, kl, penalty, entropy = values[:4]
         self.last_terms = LossTerms(log_likelihood, kl, entropy, terms.lam, penalty)
-        self.history.append(self._row(self.last_terms, dict(zip(sites, values[4:], strict=True)), float(norm)))
-        self._meter = None
-        self._good = self.state()
-        if self.collapse is not None:
-            found = self.collapse.check(pd.DataFrame(self.history), self.sizes)
-            if found is not None:
-                raise CollapseError(self.step, *found)
+        row = self._row(self.last_terms, float(torch.as_tensor(norm)), dict(zip(sites, values[4:], strict=True)))
+        self.history.append(row | self._judge())
+        self._meter, self._metered = None, 0
+        self.good = self.state()
+        found = None if self.collapse is None else self.collapse.check(self.history, self.sizes)
+        if found is not None:
+            raise CollapseError(self.step, *found)
 
-    def _row(self, terms: LossTerms, entropies: dict[str, float], norm: float) -> dict[str, float]:
+    def _row(self, terms: LossTerms, norm: float, entropies: dict[str, float]) -> dict[str, Any]:
         lam = terms.lam
         row = {
             "step": self.step,
@@ -170,47 +172,14 @@ class Loop:
         row |= {f"entropy[{site}]": value for site, value in entropies.items()}
         if isinstance(lam, Mapping):
             row |= {f"lam[{site}]": lam.get(site, 0.0) for site in entropies}
-        if self.held_out and (self.step % self.validate_every == 0 or self.step == self.steps):
-            with fork_rng(self.seed + 1):
-                row["val_elbo"] = held_out_elbo(self.model, self.guide, self.held_out, self.plate)
-        return row  # type: ignore[return-value]
+        return row
 
-    # ---- faults -----------------------------------------------------------------------------
-
-    def locate_fault(self) -> None:
-        """Replay from the last good state to the step that is not finite, and stop before it.
-
-        Raises:
-            NonFiniteError: naming step and site; the parameters are those before that step.
-        """
-        last, state = self.step, self._good
-        if state is None:
-            raise NonFiniteError(self.step, "the first loss")
-        self.load(state)
-        while self.step <= last:
-            before, step = self.state(), self.step
-            where = self._replay_step()
-            if where is not None:
-                self.load(before)
-                raise NonFiniteError(step, where)
-        raise NonFiniteError(last, "a number that does not return when the steps are replayed")
-
-    def _replay_step(self) -> str | None:
-        """Take one step again, looking at everything in it; returns what is not finite."""
-        index, rows = self.batch()
-        generators = rng_state()
-        with self.plate.rows(index), torch.no_grad(), pyro.validation_enabled(False):
-            for traces in self.objective._get_traces(self.model, self.guide, rows, {}):
-                where = first_bad_site(*traces)
-                if where is not None:
-                    return where
-        load_rng_state(generators)
-        self._gradient(index, rows)
-        where = first_bad_parameter(self.parameters.names())
-        self._clip()
-        self.parameters.step()
-        self.step += 1
-        return where or first_bad_parameter(self.parameters.names())
+    def _judge(self) -> dict[str, float]:
+        """The untempered ELBO of held-out rows where it is due, on a generator of its own."""
+        if not self.held_out or (self.step % self.validate_every and self.step != self.steps):
+            return {}
+        with fork_rng(self.seed):
+            return {"val_elbo": held_out_elbo(self.model, self.guide, self.held_out, self.plate)}
 
     # ---- state ------------------------------------------------------------------------------
 
@@ -221,21 +190,26 @@ class Loop:
             "rng": rng_state(),
             "step": self.step,
             "seconds": self.seconds,
-            "history": copy.deepcopy(self.history),
+            "history": list(self.history),  # its rows are never written to again
             "meter": self._meter,
-            "last_terms": None if self.last_terms is None else vars(self.last_terms),
+            "metered": self._metered,
+            "last_terms": None if self.last_terms is None else dict(vars(self.last_terms)),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Put a state from :meth:`state` back."""
-        self.parameters.load(state, strict=False)
+    def load(self, state: dict[str, Any], *, rollback: bool = False) -> None:
+        """Put a state from :meth:`state` back.
+
+        Args:
+            state: the state.
+            rollback: it is of this very run, earlier on.
+
+        Raises:
+            ValueError: if it is of another pair.
+        """
+        self.parameters.load(state, rollback=rollback)
         load_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.history = copy.deepcopy(state["history"])
-        self._meter = state["meter"]
+        self.history = list(state["history"])
+        self._meter, self._metered = state["meter"], state["metered"]
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])
-        self._good = state
-
-    def start(self) -> None:
-        """Note the state before the first step as good."""
-        self._good = self.state()
+        self.good = state

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import constraints as pyro_constraints
-from pyro.poutine import trace as param_trace
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-__all__ = ["OptimizerFactory", "Parameters", "modules_of", "safe_constraints"]
+from banel_pyro.modules import modules_of, reachable_modules
+
+__all__ = ["OptimizerFactory", "Parameters", "safe_constraints"]
 
 OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
-
-
-def modules_of(*callables: Any) -> list[nn.Module]:
-    """The torch modules among models and guides: modules themselves, and the owners of bound methods."""
-    found: list[nn.Module] = []
-    for item in callables:
-        owner = item if isinstance(item, nn.Module) else getattr(item, "__self__", None)
-        if isinstance(owner, nn.Module) and owner not in found:
-            found.append(owner)
-    return found
 
 
 class Parameters:
@@ -43,25 +37,25 @@ class Parameters:
 
     def __init__(self, model: Any, guide: Any, factory: OptimizerFactory, options: dict[str, Any]) -> None:
         self._modules = modules_of(model, guide)
+        self._buffers = [m for m in reachable_modules(model, guide) if m not in self._modules]
         self._factory, self._options = factory, options
         self._known: dict[Tensor, str] = {}
         self._groups: list[list[str]] = []
         self.optimizer: torch.optim.Optimizer | None = None
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._known)
-
     def names(self) -> dict[str, Tensor]:
         """The parameters by name, unconstrained."""
         return {name: tensor for tensor, name in self._known.items()}
 
+    # ---- finding and moving them ------------------------------------------------------------
+
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Note the parameters that a block uses, and give new ones to the optimiser."""
-        with param_trace(param_only=True) as capture:
+        with poutine.trace(param_only=True) as capture:
             yield
         sites = capture.trace.nodes.values()
-        used = {site["value"].unconstrained(): site["name"] for site in sites if site["type"] == "param"}
+        used = {_unconstrained(site["value"]): str(site["name"]) for site in sites if site["type"] == "param"}
         if not self._known:
             used |= {p: n for m in self._modules for n, p in m.named_parameters() if p not in used}
         new = {p: n for p, n in used.items() if p not in self._known and p.requires_grad}
@@ -72,13 +66,20 @@ class Parameters:
         self._known |= new
         self._groups.append(list(new.values()))
         if self.optimizer is None:
-            self.optimizer = self._factory(list(new), **self._options)
+            self.optimizer = _checked_optimizer(self._factory(list(new), **self._options))
         else:
             self.optimizer.add_param_group({"params": list(new)})
 
-    def gradients(self) -> list[Tensor]:
-        """The gradients that there are, after a backward pass."""
-        return [p.grad for p in self._known if p.grad is not None]
+    def clip(self, largest: float | None) -> Tensor:
+        """The norm of the gradient over all parameters, which is then scaled down to at most ``largest``."""
+        gradients = [p.grad for p in self._known if p.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        norms = [norm.to(gradients[0]) for norm in torch._foreach_norm(gradients)]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        if largest is not None:
+            torch._foreach_mul_(gradients, torch.clamp(largest / norm, max=1.0))
+        return norm
 
     def step(self) -> None:
         """One step of the optimiser, gradients dropped afterwards."""
@@ -86,55 +87,163 @@ class Parameters:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
 
-    # ---- saving ----------------------------------------------------------------------------
+    # ---- saving -----------------------------------------------------------------------------
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What modules hold: parameters and buffers of the pair's own, buffers of those it closes over."""
+        own = {f"{i}.{k}": v for i, m in enumerate(self._modules) for k, v in m.state_dict(keep_vars=True).items()}
+        other = {f"closure{i}.{k}": v for i, m in enumerate(self._buffers) for k, v in m.named_buffers()}
+        return {name: tensor for name, tensor in (own | other).items() if isinstance(tensor, Tensor)}
 
     def state(self) -> dict[str, Any]:
-        """Everything that a run changes: the param store, the modules' buffers and parameters, the optimiser."""
+        """Everything that a run changes: its parameters in the param store, its modules' tensors, the optimiser.
+
+        ``groups`` has the names in the order in which they joined the optimiser. For those that joined after the
+        first step, which a fresh pair has yet to make, ``constraints`` and ``owners`` say what they are.
+        """
         store = pyro.get_param_store()
-        modules = {
-            f"{i}.{k}": v.detach().clone() for i, m in enumerate(self._modules) for k, v in m.state_dict().items()
-        }
+        later = {name for group in self._groups[1:] for name in group}
+        tensors = self._tensors()
         return {
-            "params": {name: store._params[name].detach().clone() for name in store._params},
-            "constraints": {name: store._constraints[name] for name in store._params},
-            "modules": modules,
+            "params": {name: p.detach().clone() for name, p in store._params.items() if p in self._known},
+            "constraints": {name: _saved(store._constraints[name]) for name in later if name in store._params},
+            "modules": {name: tensor.detach().clone() for name, tensor in tensors.items()},
+            "owners": {name: self._known[t] for name, t in tensors.items() if self._known.get(t) in later},
             "groups": [list(names) for names in self._groups],
             "optimizer": None if self.optimizer is None else _clone(self.optimizer.state_dict()),
         }
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any], *, strict: bool = True) -> None:
-        """Put back what :meth:`state` saved, in place, so that modules and param store stay one.
+    def load(self, state: dict[str, Any], *, rollback: bool = False) -> None:
+        """Put back what :meth:`state` saved, in place, so that modules, param store and optimiser stay one.
+
+        Parameters that the pair has yet to make wait for it in the param store.
 
         Args:
-            state: from :meth:`state`.
-            strict: refuse a state that lacks some of the pair's parameters.
+            state: from :meth:`state`; with ``"optimizer": None`` the optimiser starts anew.
+            rollback: drop parameters that the state does not know, because they were made later in the same run.
 
         Raises:
             ValueError: if names or shapes are not those of this pair.
         """
-        store = pyro.get_param_store()
-        modules = {f"{i}.{k}": v for i, m in enumerate(self._modules) for k, v in m.state_dict(keep_vars=True).items()}
-        ours = {name: p for name, p in store._params.items() if name in state["params"] or name in self._known.values()}
-        _check_same("module tensors", state["modules"], modules)
-        if strict:
-            later = {name for group in state["groups"][len(self._groups) :] for name in group}
-            _check_same("parameters", {n: p for n, p in state["params"].items() if n in ours or n not in later}, ours)
+        if rollback:
+            self._forget(self.names().keys() - {name for group in state["groups"] for name in group})
+        self._check(state)
+        store, known, tensors = pyro.get_param_store(), self.names(), self._tensors()
         for name, value in state["modules"].items():
-            modules[name].copy_(value)
+            if name in tensors:
+                tensors[name].copy_(value)
         for name, value in state["params"].items():
-            if name in store._params:
-                store._params[name].copy_(value)
-            else:  # it appears at a later step: wait for it in the store
-                _insert(store, name, value, state["constraints"][name])
-        for names in state["groups"][len(self._groups) :]:
-            self._add({store._params[name]: name for name in names})
-        if self.optimizer is not None and state["optimizer"] is not None and len(state["groups"]) == len(self._groups):
+            if name in known:
+                known[name].copy_(value)
+            else:
+                known[name] = _insert(store, name, value, state["constraints"][name])
+        self._known, self._groups, self.optimizer = {}, [], None
+        for names in state["groups"]:
+            self._add({known[name]: name for name in names})
+        for parameter in self._known:
+            parameter.grad = None
+        if self.optimizer is not None and state["optimizer"] is not None:
             self.optimizer.load_state_dict(_clone(state["optimizer"]))
 
+    def _check(self, state: dict[str, Any]) -> None:
+        """Refuse a state with other names or shapes; what a pair makes at a later step may be missing in it."""
+        known, tensors = self.names(), self._tensors()
+        waiting = {name for group in state["groups"][1:] for name in group} - known.keys()
+        made = {n: v for n, v in state["modules"].items() if n in tensors or state["owners"].get(n) not in waiting}
+        _check_same("module tensors", made, tensors)
+        names = {name for group in state["groups"] for name in group} - waiting
+        saved = {name: state["params"].get(name, known.get(name)) for name in names}
+        _check_same("parameters", saved, known)
 
-def _insert(store: Any, name: str, value: Tensor, constraint: Any) -> None:
-    parameter = value.clone().requires_grad_(True)
+    def _forget(self, names: set[str]) -> None:
+        store = pyro.get_param_store()
+        for key, tensor in self._tensors().items():
+            if self._known.get(tensor) in names:
+                index, _, path = key.partition(".")
+                _delete(self._modules[int(index)], path)
+        for name in names & store._params.keys():
+            del store[name]
+        self._known = {p: n for p, n in self._known.items() if n not in names}
+
+    @contextmanager
+    def alone(self, state: dict[str, Any] | None) -> Iterator[None]:
+        """Go on from a state with nothing in the param store that it does not know.
+
+        A run that stopped may have left parameters that it made after its last checkpoint: the resumed run makes
+        them anew. What belongs to others comes back afterwards.
+        """
+        store = pyro.get_param_store()
+        known = set() if state is None else {*state["params"], *self.names().values()}
+        hidden = {n: (p, store._constraints[n]) for n, p in store._params.items() if state and n not in known}
+        for name in hidden:
+            del store[name]
+        try:
+            yield
+        finally:
+            for name, (parameter, constraint) in hidden.items():
+                if name not in store._params:
+                    _put(store, name, parameter, constraint)
+
+
+def _unconstrained(value: Any) -> Tensor:
+    # with Pyro's module-local parameters a plain parameter has no unconstrained one beside it
+    unconstrained: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
+    return unconstrained
+
+
+def _checked_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Refuse what a factory returned if it is no optimiser, or one that calls the loss itself."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optim returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer. Write "
+            "optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
+        )
+    if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+        raise TypeError(
+            f"optim is {type(optimizer).__name__}, which evaluates the loss several times a step: expected an "
+            "optimiser of "
+            "stochastic gradients, such as torch.optim.Adam."
+        )
+    return optimizer
+
+
+@functools.cache
+def safe_constraints() -> frozenset[type]:
+    """Classes that a saved state may name: the constraints of torch and Pyro, which only hold numbers."""
+    found = [item for module in (constraints, pyro_constraints) for item in vars(module).values()]
+    classes = [item if isinstance(item, type) else type(item) for item in found]
+    return frozenset(c for c in classes if issubclass(c, constraints.Constraint))
+
+
+def _saved(constraint: Any) -> Any:
+    """A constraint if it can be read back, else None: a class of the user's is code, which a state never loads."""
+    parts = [part for part in vars(constraint).values() if isinstance(part, constraints.Constraint)]
+    fine = type(constraint) in safe_constraints() and all(_saved(part) is not None for part in parts)
+    return constraint if fine else None
+
+
+def _delete(module: nn.Module, path: str) -> None:
+    place, _, leaf = path.rpartition(".")
+    owner = module.get_submodule(place)
+    constrained = leaf.removesuffix("_unconstrained")
+    delattr(owner, constrained if constrained in getattr(owner, "_pyro_params", {}) else leaf)
+
+
+def _insert(store: Any, name: str, value: Tensor, constraint: Any) -> Tensor:
+    """Let a parameter wait in the param store for the pair to ask for it."""
+    if constraint is None:
+        raise ValueError(
+            f"parameter '{name}' first appears at a later step, with a constraint that is not one of torch's or "
+            "Pyro's and "
+            "was not saved. Make the parameter at the first step, or use a constraint of torch.distributions."
+        )
+    parameter = nn.Parameter(value.clone())
+    _put(store, name, parameter, constraint)
+    return parameter
+
+
+def _put(store: Any, name: str, parameter: Tensor, constraint: Any) -> None:
     store._params[name] = parameter
     store._constraints[name] = constraint
     store._param_to_name[parameter] = name
@@ -144,12 +253,14 @@ def _check_same(what: str, saved: dict[str, Tensor], current: dict[str, Tensor])
     missing, unexpected = sorted(set(saved) - set(current)), sorted(set(current) - set(saved))
     if missing or unexpected:
         raise ValueError(
-            f"the state is of another pair: {what} saved but not in the pair {missing}, in the pair but not saved {unexpected}."
+            f"the state is of another pair: {what} saved but not in the pair {missing}, in the pair but not saved "
+            f"{unexpected}. Use the pair that wrote it."
         )
     for name, value in saved.items():
         if value.shape != current[name].shape:
             raise ValueError(
-                f"the state is of another pair: '{name}' has shape {tuple(value.shape)} in it and {tuple(current[name].shape)} here."
+                f"the state is of another pair: '{name}' has shape {tuple(value.shape)} in it and "
+                f"{tuple(current[name].shape)} here. Use the pair that wrote it."
             )
 
 
@@ -161,15 +272,3 @@ def _clone(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(_clone(v) for v in tree)
     return tree
-
-
-def safe_constraints() -> Iterable[Any]:
-    """Classes that a saved param store may name: the constraints of torch and Pyro, which only hold numbers."""
-    found = {
-        item if isinstance(item, type) else type(item)
-        for module in (constraints, pyro_constraints)
-        for item in vars(module).values()
-        if isinstance(item, constraints.Constraint)
-        or (isinstance(item, type) and issubclass(item, constraints.Constraint))
-    }
-    return sorted(found, key=lambda c: c.__qualname__)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 __all__ = ["Progress"]
 
@@ -21,24 +22,31 @@ class Progress:
     """
 
     def __init__(self, total: int, *, enabled: bool) -> None:
-        columns = (
-            TextColumn("fit"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[terms]}"),
-            TimeRemainingColumn(),
-        )
-        self._bar = RichProgress(*columns, console=Console(stderr=True), disable=not enabled)
-        self._task = self._bar.add_task("fit", total=total, terms="")
+        self._bar = _rich_bar() if enabled else None
+        self._task = None if self._bar is None else self._bar.add_task("fit", total=total, terms="")
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._bar.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Show a row of the history."""
-        terms = f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f}  entropy {row['entropy']:.2f}  lam {row['lam']:.3g}"
-        self._bar.update(self._task, completed=step, terms=terms)
+        if self._bar is not None and self._task is not None:
+            terms = f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f}  entropy {row['entropy']:.2f}  lam {row['lam']:.3g}"
+            self._bar.update(self._task, completed=step, terms=terms)
+
+
+def _rich_bar() -> RichProgress:
+    state = random.getstate()  # importing rich draws from Python's generator, which may be the run's
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    random.setstate(state)
+    terms = TextColumn("{task.fields[terms]}")
+    columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), terms, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))

@@ -1,0 +1,504 @@
+"""`to_arviz`: shapes, names, densities and draws against exact answers, whole or in chunks of rows."""
+
+import json
+import math
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import matplotlib.pyplot as plt
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+
+from banel_pyro import BaNEL_ELBO, fit, to_arviz
+from banel_pyro.inference_data import GROUPS
+from models import eight_schools
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+N = 5
+X = (0.3, -1.2, 2.0, 0.7, -0.4)
+LOG_2PI = math.log(2 * math.pi)
+
+
+def rows() -> Tensor:
+    return torch.tensor(X)
+
+
+def model(x: Tensor) -> None:
+    """A global scalar, a global vector, a local scalar and a local vector, with values computed from them."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+    pyro.deterministic("twice", 2 * a)
+    with pyro.plate("data", N):
+        z = pyro.sample("z", dist.Normal(a, 1.0))
+        v = pyro.sample("v", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.deterministic("shifted", z + 1, event_dim=0)
+        pyro.deterministic("plain", z + 2)
+        pyro.deterministic("rows", v * 3)
+        pyro.sample("x", dist.Normal(z + v.sum(-1) + w[..., 0], 0.5), obs=x)
+
+
+def guide(x: Tensor) -> None:
+    s = pyro.param("s", torch.tensor(0.6), constraint=constraints.positive)
+    a = pyro.sample("a", dist.Normal(0.2, s))
+    pyro.sample("w", dist.Dirichlet(torch.tensor([2.0, 1.0, 3.0])))
+    with pyro.plate("data", N):
+        pyro.sample("z", dist.Normal(0.5 * a + 0.3 * x, 0.8))
+        pyro.sample("v", dist.Normal(0.1 * x[..., None].expand(len(x), 2), 0.4).to_event(1))
+
+
+def draws(idata: az.InferenceData, name: str, group: str = "posterior") -> Tensor:
+    return torch.from_numpy(idata[group][name].to_numpy())[0]
+
+
+def full(**options: Any) -> az.InferenceData:
+    return to_arviz(model, guide, rows(), **{"num_samples": 30, "groups": GROUPS, "seed": 0} | options)
+
+
+# Shapes and names
+
+
+def test_plates_and_events_are_named_dims() -> None:
+    idata = full()
+    assert set(idata.groups()) == set(GROUPS)
+    latent = {
+        "a": {}, "w": {"w_dim_0": 3}, "twice": {}, "z": {"data": N}, "v": {"data": N, "v_dim_0": 2},
+        "shifted": {"data": N}, "plain": {"data": N}, "rows": {"data": N, "rows_dim_0": 2},
+    }  # fmt: skip
+    shapes = {
+        "posterior": latent,
+        "prior": latent,
+        "posterior_predictive": {"x": {"data": N}},
+        "log_likelihood": {"x": {"data": N}},
+        "sample_stats": {
+            **{name: {} for name in ("log_p", "log_q", "log_likelihood", "log_q_a", "log_q_w")},
+            **{f"{name}_datum": {"data": N} for name in ("log_p", "log_q", "log_likelihood")},
+            **{name: {"data": N} for name in ("log_q_z", "log_q_v")},
+        },
+    }
+    for group, expected in shapes.items():
+        lead = {"chain": 1, "draw": 30}
+        assert {str(n): dict(v.sizes) for n, v in idata[group].data_vars.items()} == {
+            name: lead | dims for name, dims in expected.items()
+        }
+    assert dict(idata["observed_data"]["x"].sizes) == {"data": N}
+    np.testing.assert_array_equal(idata["observed_data"]["x"], X)
+    np.testing.assert_array_equal(idata["posterior"].coords["data"], range(N))
+
+
+def test_deterministic_values_are_those_of_their_draw() -> None:
+    idata = full()
+    z = draws(idata, "z")
+    for name, expected in {
+        "twice": 2 * draws(idata, "a"),
+        "shifted": z + 1,
+        "plain": z + 2,
+        "rows": 3 * draws(idata, "v"),
+    }.items():
+        torch.testing.assert_close(draws(idata, name), expected)
+
+
+def test_two_plates_and_batch_axes() -> None:
+    def crossed(x: Tensor) -> None:
+        with pyro.plate("columns", 3, dim=-1):
+            c = pyro.sample("c", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", N, dim=-2):
+            r = pyro.sample("r", dist.Normal(0.0, 1.0))
+            with pyro.plate("columns_again", 3, dim=-1):
+                m = pyro.sample("m", dist.Normal(r + c, 1.0))
+                pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    x = torch.randn(N, 3)
+    for batch_size in (None, 2):
+        with pyro.get_param_store().scope():
+            auto = AutoNormal(crossed)
+            idata = to_arviz(crossed, auto, x, num_samples=4, groups=GROUPS, data_plate="data", batch_size=batch_size)
+        sizes = {str(n): dict(v.sizes) for n, v in idata["posterior"].data_vars.items()}
+        lead = {"chain": 1, "draw": 4}
+        assert sizes == {
+            "c": lead | {"columns": 3},
+            "r": lead | {"data": N},
+            "m": lead | {"data": N, "columns_again": 3},
+        }
+        np.testing.assert_array_equal(idata["observed_data"]["x"], x)
+
+
+def test_coordinates() -> None:
+    names = list("abcde")
+    idata = full(coords={"data": names, "w_dim_0": [10, 20, 30]})
+    assert idata["posterior"]["z"].coords["data"].to_numpy().tolist() == names
+    assert idata["observed_data"]["x"].coords["data"].to_numpy().tolist() == names
+    assert idata["posterior"]["w"].coords["w_dim_0"].to_numpy().tolist() == [10, 20, 30]
+
+
+def test_integer_and_boolean_latents_keep_their_type() -> None:
+    def discrete() -> None:
+        pyro.sample("k", dist.Categorical(torch.tensor([0.2, 0.8])))
+
+    idata = to_arviz(discrete, discrete, num_samples=50)
+    assert idata["posterior"]["k"].dtype.kind == "i"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"coords": {"data": [1, 2]}}, r"coords\['data'\] has 2 entries, but the dim has 5"),
+        ({"coords": {"school": [1]}}, r"coords\['school'\]: no such dim, expected some of \['data'"),
+        ({"groups": ("posterior", "warmup")}, r"unknown \['warmup'\], expected a list of some of"),
+        ({"groups": "posterior"}, "groups='posterior': unknown"),
+        ({"num_samples": 1}, "num_samples=1: expected an integer of at least 2"),
+        ({"num_samples": 2.5}, "num_samples=2.5: expected an integer"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer of at least 1"),
+        ({"data_plate": "rows"}, r"data_plate='rows': the model has no plate of that name, only \['data'\]"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        full(**options)
+
+
+def test_chunks_without_a_data_plate_are_refused() -> None:
+    def bare(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(a, 1.0).expand(x.shape).to_event(1), obs=x)
+
+    with pytest.raises(ValueError, match=r"minibatches of 2 of 5 rows need a plate"):
+        to_arviz(bare, AutoNormal(bare), rows(), batch_size=2)
+
+
+def test_chunks_of_a_joint_autoguide_with_local_latents_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'_AutoMultivariateNormal_latent' draws jointly.*subsampled plate 'data'"):
+        to_arviz(model, AutoMultivariateNormal(model), rows(), num_samples=2, batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["z_rows", "draw"])
+def test_a_site_with_the_name_of_a_dim_is_refused(name: str) -> None:
+    def clashing(x: Tensor) -> None:
+        pyro.sample(name, dist.Normal(0.0, 1.0))
+        with poutine.block(hide=["z_rows"]), pyro.plate("z_rows", N):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=rf"\['{name}'\] are names of sites and of dims.*Rename"):
+        to_arviz(clashing, clashing, rows(), num_samples=2, data_plate=None)
+
+
+def test_sites_that_come_and_go_are_refused() -> None:
+    def branching() -> None:
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)))
+        if k.item():
+            pyro.sample("more", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"site 'more' is in \d+ of 40 draws only.*same sites in every draw"):
+        to_arviz(branching, branching, num_samples=40)
+
+
+def test_sites_of_changing_shape_are_refused() -> None:
+    def growing() -> None:
+        k = pyro.sample("k", dist.Poisson(torch.tensor(3.0)))
+        pyro.sample("more", dist.Normal(torch.zeros(int(k) + 1), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match=r"site 'more' has shape \(\d+,\) in one draw and \(\d+,\) in another"):
+        to_arviz(growing, growing, num_samples=40)
+
+
+# Densities
+
+
+def test_log_p_and_log_q_are_those_of_the_draws() -> None:
+    """By hand, from the draws alone."""
+    for batch_size in (None, 2):
+        idata = full(batch_size=batch_size)
+        a, w, z, v, x = *(draws(idata, name) for name in "awzv"), rows()
+        likelihood = dist.Normal(z + v.sum(-1) + w[:, :1], 0.5).log_prob(x)
+        local_p = dist.Normal(a[:, None], 1.0).log_prob(z) + dist.Normal(0.0, 1.0).log_prob(v).sum(-1) + likelihood
+        local_q = {
+            "z": dist.Normal(0.5 * a[:, None] + 0.3 * x, 0.8).log_prob(z),
+            "v": dist.Normal(0.1 * x[:, None], 0.4).log_prob(v).sum(-1),
+        }
+        global_q = {
+            "a": dist.Normal(0.2, 0.6).log_prob(a),
+            "w": dist.Dirichlet(torch.tensor([2.0, 1.0, 3.0])).log_prob(w),
+        }
+        global_p = dist.Normal(0.0, 1.0).log_prob(a) + dist.Dirichlet(torch.ones(3)).log_prob(w)
+        expected = {
+            "log_likelihood_datum": likelihood,
+            "log_likelihood": likelihood.sum(-1),
+            "log_p_datum": local_p,
+            "log_p": local_p.sum(-1) + global_p,
+            "log_q_datum": local_q["z"] + local_q["v"],
+            "log_q": sum(q.sum(-1) for q in local_q.values()) + sum(global_q.values()),
+            **{f"log_q_{name}": q for name, q in (local_q | global_q).items()},
+        }
+        assert set(expected) == set(map(str, idata["sample_stats"].data_vars))
+        for name, value in expected.items():
+            torch.testing.assert_close(draws(idata, name, "sample_stats"), torch.as_tensor(value))
+        torch.testing.assert_close(draws(idata, "x", "log_likelihood"), likelihood)
+
+
+def messenger(model: Callable[..., Any]) -> AutoNormalMessenger:
+    return AutoNormalMessenger(model, init_loc_fn=init_to_median)
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal, messenger])
+def test_log_weights_are_the_elbo(auto: Any) -> None:
+    """Minus the mean of log p - log q is the loss at lam = 0, draw by draw under one stream of random numbers."""
+    chosen = auto(eight_schools.noncentered_model)
+    data = eight_schools.noncentered().data()
+    chosen(*data)
+    idata = to_arviz(eight_schools.noncentered_model, chosen, *data, num_samples=20, seed=3)
+    log_w = draws(idata, "log_p", "sample_stats") - draws(idata, "log_q", "sample_stats")
+    torch.manual_seed(3)
+    losses = [BaNEL_ELBO().loss(eight_schools.noncentered_model, chosen, *data) for _ in range(20)]
+    torch.testing.assert_close(-log_w, torch.tensor(losses))
+    parts = [name for name in idata["sample_stats"] if name.startswith("log_q_") and not name.endswith("_datum")]
+    total = sum(
+        idata["sample_stats"][n].sum([d for d in idata["sample_stats"][n].dims if d == "schools"]) for n in parts
+    )
+    np.testing.assert_allclose(total, idata["sample_stats"]["log_q"])
+
+
+def test_scales_do_not_count_and_masks_do() -> None:
+    mask = torch.tensor([True, False, True, True, False])
+
+    def inner(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", N), poutine.mask(mask=mask[: len(x)]):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    scaled = poutine.scale(inner, 7.0)
+    auto = AutoNormal(inner)
+    idata = to_arviz(scaled, poutine.scale(auto, 3.0), rows(), groups=("log_likelihood", "prior"), num_samples=10)
+    a = draws(idata, "a")
+    log_x = dist.Normal(a[:, None], 1.0).log_prob(rows()) * mask
+    torch.testing.assert_close(draws(idata, "x", "log_likelihood"), log_x)
+    log_p = dist.Normal(0.0, 1.0).log_prob(a) + log_x.sum(-1)
+    torch.testing.assert_close(draws(idata, "log_p", "sample_stats"), log_p)
+    loc, scale = auto.locs.a.detach(), auto.scales.a.detach()
+    torch.testing.assert_close(draws(idata, "log_q", "sample_stats"), dist.Normal(loc, scale).log_prob(a))
+
+
+def test_factors_count_in_the_likelihood_and_are_no_data() -> None:
+    def with_factor(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.factor("extra", -a * a)
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    idata = to_arviz(with_factor, AutoNormal(with_factor), rows(), num_samples=5, groups=GROUPS)
+    a = draws(idata, "a")
+    expected = dist.Normal(a[:, None], 1.0).log_prob(rows()).sum(-1) - a * a
+    torch.testing.assert_close(draws(idata, "log_likelihood", "sample_stats"), expected)
+    for group in ("observed_data", "posterior_predictive", "log_likelihood"):
+        assert list(idata[group].data_vars) == ["x"]
+
+
+def test_densities_of_the_guide_are_listed() -> None:
+    listed = json.loads(full().attrs["densities"])
+    assert listed == {name: [name] for name in "awzv"}
+    joint = to_arviz(model, AutoMultivariateNormal(model), rows(), num_samples=2)
+    assert json.loads(joint.attrs["densities"]) == {"_AutoMultivariateNormal_latent": list("awzv")}
+    assert joint["sample_stats"]["log_q__AutoMultivariateNormal_latent"].dims == ("chain", "draw")
+    assert not [name for name in joint["sample_stats"] if name.endswith("_datum")]
+    point = to_arviz(model, AutoDelta(model), rows(), num_samples=2)
+    assert json.loads(point.attrs["point_masses"]) == sorted("awzv")
+    assert json.loads(joint.attrs["point_masses"]) == []
+
+
+# Draws
+
+
+def moments(idata: az.InferenceData, group: str = "posterior") -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean and standard error of each number, and of its square."""
+    found = {}
+    for name in idata[group].data_vars:
+        x = draws(idata, str(name), group)
+        both = torch.stack([x, x * x], -1)
+        found[str(name)] = (both.mean(0), both.std(0) / len(x) ** 0.5)
+    return found
+
+
+def test_chunked_draws_have_the_same_distribution_and_share_global_latents() -> None:
+    many = {"num_samples": 600, "groups": ("posterior", "posterior_predictive", "prior")}
+    whole, chunked = full(**many), full(**many, batch_size=2, seed=1)
+    for group in ("posterior", "posterior_predictive", "prior"):
+        one, other = moments(whole, group), moments(chunked, group)
+        assert one.keys() == other.keys()
+        for name, (mean, error) in one.items():
+            gap = (mean - other[name][0]).abs() / (error**2 + other[name][1] ** 2).sqrt().clamp(min=1e-12)
+            assert gap.max() < 5, f"{group} {name}"
+    # local draws follow the global draw of their own draw, in every chunk
+    for group, slope in (("posterior", 0.5), ("prior", 1.0)):
+        a, z = draws(chunked, "a", group), draws(chunked, "z", group)
+        found = ((a - a.mean())[:, None] * (z - z.mean(0))).mean(0) / a.var()
+        torch.testing.assert_close(found, torch.full((N,), slope), atol=0.25, rtol=0)
+
+
+def test_the_prior_group_is_the_prior() -> None:
+    idata = full(num_samples=1000, groups=("prior",))
+    found = moments(idata, "prior")
+    exact = {"a": (0.0, 1.0), "z": (0.0, 2.0), "v": (0.0, 1.0), "w": (1 / 3, 1 / 6), "twice": (0.0, 4.0)}
+    for name, (mean, square) in exact.items():
+        value, error = found[name]
+        assert ((value - torch.tensor([mean, square])).abs() < 5 * error).all(), name
+
+
+def test_posterior_predictive_is_the_model_at_the_draws() -> None:
+    idata = full(num_samples=1000)
+    mean = draws(idata, "z") + draws(idata, "v").sum(-1) + draws(idata, "w")[:, :1]
+    error = (draws(idata, "x", "posterior_predictive") - mean) / 0.5
+    assert error.std() == pytest.approx(1.0, abs=5 / (2 * error.numel()) ** 0.5)
+    assert error.mean().abs() < 5 / error.numel() ** 0.5
+    assert torch.corrcoef(torch.stack([error.flatten(), mean.flatten()]))[0, 1].abs() < 5 / error.numel() ** 0.5
+
+
+def test_seeds() -> None:
+    def values(**options: Any) -> np.ndarray:
+        return full(num_samples=3, groups=("posterior",), **options)["posterior"]["z"].to_numpy()
+
+    torch.manual_seed(8)
+    assert np.array_equal(values(seed=4), values(seed=4))
+    after = torch.rand(())
+    torch.manual_seed(8)
+    assert torch.equal(after, torch.rand(()))  # a seed leaves the caller's numbers alone
+    torch.manual_seed(8)
+    first = values(seed=None)
+    assert not np.array_equal(first, values(seed=None))
+    torch.manual_seed(8)
+    assert np.array_equal(first, values(seed=None))  # without one they are drawn from
+
+
+def test_memory_is_bounded_by_the_batch() -> None:
+    """The model sees two rows at a time, and no trace of an earlier chunk is kept."""
+    alive: list[weakref.ref[Tensor]] = []
+    most, lengths = [0], set()
+
+    def watched(x: Tensor) -> None:
+        lengths.add(len(x))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(100), 1.0).to_event(1))
+            alive.append(weakref.ref(z))
+            most[0] = max(most[0], sum(ref() is not None for ref in alive))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def amortised(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, None].expand(-1, 100), 1.0).to_event(1))
+
+    to_arviz(watched, amortised, torch.randn(60), num_samples=3, batch_size=2, groups=GROUPS)
+    assert lengths == {2}
+    assert most[0] <= 6
+
+
+def test_modules_are_in_evaluation_mode_and_left_as_they_were() -> None:
+    drop = torch.nn.Dropout(0.9)
+
+    def dropping(x: Tensor) -> None:
+        assert not drop.training
+        pyro.sample("a", dist.Normal(drop(x).sum(), 1.0))
+
+    to_arviz(dropping, dropping, rows(), num_samples=2, groups=("prior", "posterior_predictive"))
+    assert drop.training
+
+
+def test_nothing_is_left_in_the_param_store_or_the_graph() -> None:
+    idata = full(num_samples=2)
+    assert list(pyro.get_param_store()) == ["s"]
+    assert all(p.grad is None for p in pyro.get_param_store()._params.values())
+    assert isinstance(idata, az.InferenceData)
+
+
+def test_a_model_without_arguments() -> None:
+    def closed() -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=rows())
+
+    idata = to_arviz(closed, AutoNormal(closed), num_samples=3, groups=GROUPS)
+    assert dict(idata["log_likelihood"]["x"].sizes) == {"chain": 1, "draw": 3, "data": N}
+    assert "log_p_datum" not in idata["sample_stats"]
+
+
+# ArviZ
+
+
+def noncentered(tmp_path: Path) -> az.InferenceData:
+    result = eight_schools.noncentered().fit(steps=30, lam=0.2, seed=2, progress=False)
+    return result.posterior(num_samples=200, groups=GROUPS, coords={"schools": list("ABCDEFGH")})
+
+
+def test_netcdf_keeps_everything(tmp_path: Path) -> None:
+    idata = noncentered(tmp_path)
+    idata.to_netcdf(str(tmp_path / "posterior.nc"))
+    again = az.from_netcdf(str(tmp_path / "posterior.nc"))
+    assert again.groups() == idata.groups()
+    for group in idata.groups():
+        assert again[group].equals(idata[group])
+        assert dict(again[group].attrs) == dict(idata[group].attrs)
+    attrs = dict(again.attrs)
+    assert attrs == dict(idata.attrs)
+    assert json.loads(attrs["lam"]) == {"class": "Constant", "value": 0.2}
+    assert attrs["objective"] == "BaNEL_ELBO(entropy='auto', kl='monte_carlo', allow_unbounded=False)"
+    assert attrs["seed"] == 2
+    assert attrs["data_plate"] == "schools"
+    assert attrs["torch_version"] == torch.__version__
+    assert json.loads(attrs["densities"]) == {name: [name] for name in ("mu", "tau", "theta_trans")}
+
+
+def test_attributes_of_any_kind_can_be_saved(tmp_path: Path) -> None:
+    idata = full(attrs={"lam": {"z": 0.1}, "note": None, "run": 3, "flags": [1, 2]}, seed=7)
+    idata.to_netcdf(str(tmp_path / "posterior.nc"))
+    attrs = az.from_netcdf(str(tmp_path / "posterior.nc")).attrs
+    assert json.loads(attrs["lam"]) == {"z": 0.1}
+    assert (attrs["note"], attrs["run"], attrs["flags"], attrs["seed"]) == ("null", 3, "[1, 2]", 7)
+
+
+@pytest.mark.filterwarnings("ignore::matplotlib.MatplotlibDeprecationWarning")
+def test_plots_and_summary_work_and_nothing_asks_for_r_hat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("R-hat and ESS say nothing about independent draws")
+
+    from arviz.stats import diagnostics
+
+    for place, name in ((az, "rhat"), (az, "ess"), (diagnostics, "_rhat"), (diagnostics, "_ess")):
+        monkeypatch.setattr(place, name, refuse)
+    idata = noncentered(tmp_path)
+    summary = az.summary(idata, kind="stats")
+    assert list(summary) == ["mean", "sd", "hdi_3%", "hdi_97%"]
+    assert {"mu", "tau", "theta[A]", "theta_trans[H]"} <= set(summary.index)
+    az.plot_forest(idata, var_names=["theta"], combined=True)
+    az.plot_posterior(idata, var_names=["mu", "tau"])
+    az.plot_pair(idata, var_names=["mu", "tau"])
+    az.plot_ppc(idata, num_pp_samples=10)
+    plt.close("all")
+
+
+def test_loo_uses_the_likelihood_of_each_row(tmp_path: Path) -> None:
+    loo = az.loo(noncentered(tmp_path), pointwise=True)
+    assert loo.n_data_points == 8
+
+
+@pytest.mark.parametrize("make", [AutoNormal, AutoNormalMessenger])
+def test_a_trained_autoguide_in_chunks(make: Callable[..., Any]) -> None:
+    """Parameters of each row stay with their row."""
+
+    def local(x: Tensor) -> None:
+        with pyro.plate("data", N):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 10.0))
+            pyro.sample("x", dist.Normal(z, 0.1), obs=x)
+
+    auto = make(local)
+    result = fit(local, auto, rows(), steps=600, lr=0.05, batch_size=2, seed=0, progress=False)
+    for batch_size in (None, 2):
+        means = draws(result.posterior(num_samples=50, batch_size=batch_size), "z").mean(0)
+        torch.testing.assert_close(means, rows(), atol=0.15, rtol=0)

@@ -1,0 +1,465 @@
+"""The report: its numbers against numpy's own, its pictures against their data, its page as a reader gets it."""
+
+import json
+import math
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import matplotlib
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+from pyro.infer.autoguide import AutoDelta
+
+from banel_pyro import Estimate, Linear, Pair, Split
+from banel_pyro.report import Comparison, Run, numbers, plots, read_comparison, write_report
+from banel_pyro.report.page import findings, render
+from banel_pyro.report.pictures import MAX_LATENTS, pictures
+from models import eight_schools, vae
+
+Runs = Callable[..., Path]
+
+
+def fit_runs(make: Callable[[], Pair], folder: Path, *lams: Any, **options: Any) -> Path:
+    """Small runs, one for each λ."""
+    for i, lam in enumerate(lams):
+        with pyro.get_param_store().scope():
+            pyro.set_rng_seed(0)
+            make().fit(lam=lam, seed=0, out=folder / f"run{i}", progress=False, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits VAE at two λ: all latents local, held-out rows."""
+    options = {"steps": 60, "batch_size": 128, "lr": 1e-2, "posterior_samples": 40}
+    state = pyro.util.get_rng_state()
+    folder = fit_runs(vae.digits, tmp_path_factory.mktemp("digits"), 0.0, 0.4, **options)
+    pyro.util.set_rng_state(state)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def schools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight schools at two λ: latents that the rows share, training rows only."""
+    options = {"steps": 20, "lr": 1e-2, "posterior_samples": 30}
+    state = pyro.util.get_rng_state()
+    folder = fit_runs(eight_schools.noncentered, tmp_path_factory.mktemp("schools"), 0.0, {"tau": 0.3}, **options)
+    pyro.util.set_rng_state(state)
+    return folder
+
+
+def stats(folder: Path) -> dict[str, np.ndarray]:
+    """The sample statistics of a run, read without any code of ours."""
+    with xr.open_dataset(folder / "posterior.nc", group="sample_stats") as data:
+        return {str(name): values.to_numpy()[0] for name, values in data.items()}
+
+
+class Page(HTMLParser):
+    """What a browser finds on a page: its tags with their attributes, and the text of each tag."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._open = tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self._open, []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def json_of(html: str) -> dict[str, Any]:
+    """The numbers that a page holds as JSON."""
+    (text,) = re.findall(r'<script type="application/json" id="numbers">(.*?)</script>', html, re.DOTALL)
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+# The numbers
+
+
+def test_numbers_of_local_latents_are_those_that_numpy_finds_in_posterior_nc(digits: Path) -> None:
+    """Per datum: KL = E[log q - log p + log lik], IWAE = log mean exp(log p - log q); errors over data points."""
+    write_report(digits)
+    found = json_of((digits / "report.html").read_text())
+    assert (found["unit"], found["rows"], found["paired"]) == ("nats per data point", "all 297 held-out rows", True)
+    vectors = []
+    for run, folder in zip(found["runs"], ("run0", "run1"), strict=True):
+        s = stats(digits / folder)
+        lik, log_p, log_q = s["log_likelihood_datum"], s["log_p_datum"], s["log_q_datum"]
+        assert lik.shape == (40, 297)
+        vectors.append(
+            {
+                "log_likelihood": lik.mean(0),
+                "kl": (log_q - log_p + lik).mean(0),
+                "entropy": -log_q.mean(0),
+                "elbo": (log_p - log_q).mean(0),
+                "iwae": np.log(np.exp(log_p - log_q).mean(0)),
+            }
+        )
+        for name, vector in vectors[-1].items():
+            assert run[name] == pytest.approx(vector.sum() / 297)
+            assert run[f"{name}_stderr"] == pytest.approx(vector.std() / math.sqrt(296))
+        with xr.open_dataset(digits / folder / "posterior.nc", group="posterior") as data:
+            means = data["z"].to_numpy()[0].mean(0)
+        assert run["active_units"] == (means.var(axis=0) > 0.01).sum()
+        assert (run["latents"], run["draws"]) == (8, 40)
+    for name in vectors[0]:
+        change = vectors[1][name] - vectors[0][name]
+        assert found["runs"][0][f"{name}_difference"] is None
+        assert found["runs"][1][f"{name}_difference"] == pytest.approx(change.sum() / 297)
+        assert found["runs"][1][f"{name}_difference_stderr"] == pytest.approx(change.std() / math.sqrt(296))
+    # what pairing is for
+    assert found["runs"][1]["elbo_difference_stderr"] < 0.5 * found["runs"][1]["elbo_stderr"]
+
+
+def test_numbers_of_shared_latents_are_totals_over_rows_with_errors_over_draws(schools: Path) -> None:
+    write_report(schools)
+    found = json_of((schools / "report.html").read_text())
+    assert (found["unit"], found["rows"], found["paired"]) == ("nats per data point", "all 8 training rows", False)
+    for run, folder in zip(found["runs"], ("run0", "run1"), strict=True):
+        s = stats(schools / folder)
+        log_w = s["log_p"] - s["log_q"]
+        expected = {
+            "log_likelihood": s["log_likelihood"],
+            "kl": s["log_likelihood"] - log_w,
+            "entropy": -s["log_q"],
+            "elbo": log_w,
+        }
+        for name, draws in expected.items():
+            assert run[name] == pytest.approx(draws.mean() / 8)
+            assert run[f"{name}_stderr"] == pytest.approx(draws.std(ddof=1) / math.sqrt(30) / 8)
+        assert run["iwae"] == pytest.approx(np.log(np.exp(log_w).mean()) / 8)
+        assert run["active_units"] is None
+    first, second = found["runs"]
+    assert second["elbo_difference"] == pytest.approx(second["elbo"] - first["elbo"])
+    assert second["elbo_difference_stderr"] == pytest.approx(math.hypot(first["elbo_stderr"], second["elbo_stderr"]))
+
+
+def test_one_shared_latent_makes_a_model_shared_however_many_rows_there_are(digits: Path) -> None:
+    """Its share of log p and log q is lost in sums over many rows, so it is told by its dims."""
+    idata = read_comparison(digits).runs[0].idata
+    assert numbers.is_local(idata)
+    idata["sample_stats"]["log_q_tiny"] = 0 * idata["sample_stats"]["log_q"]
+    idata.attrs["densities"] = json.dumps({"z": ["z"], "tiny": ["tiny"]})
+    assert not numbers.is_local(idata)
+    idata.attrs["densities"] = json.dumps({"z": ["z"]})
+    idata["sample_stats"]["log_p"] += 5.0  # a pyro.factor outside the plate
+    assert not numbers.is_local(idata)
+
+
+def test_elbo_is_log_likelihood_minus_kl_and_below_iwae(digits: Path, schools: Path) -> None:
+    for folder in (digits, schools):
+        for run in read_comparison(folder).runs:
+            values = {name: estimate.value for name, estimate in run.numbers.values.items()}
+            assert values["elbo"] == pytest.approx(values["log_likelihood"] - values["kl"])
+            assert values["elbo"] < values["iwae"]
+
+
+def test_no_number_depends_on_lam(digits: Path) -> None:
+    """The penalised loss is nowhere on the page, whose table therefore compares what can be compared."""
+    table = numbers.table(read_comparison(digits).numbers)
+    assert not [name for name in table.columns if "loss" in name or "penalty" in name]
+
+
+def test_rows_of_the_table_and_its_notes_tell_what_was_compared(digits: Path, schools: Path) -> None:
+    local, shared = (read_comparison(folder).numbers for folder in (digits, schools))
+    assert list(numbers.text_table(local).columns) == ["λ = 0", "λ = 0.4", "λ = 0.4 − λ = 0"]
+    assert numbers.text_table(local).index[-1] == "active units"
+    assert "active units" not in numbers.text_table(shared).index
+    assert "all 297 held-out rows, from 40 draws; ± one standard error over data points." in numbers.notes(local)[0]
+    assert "totals divided by 8), on all 8 training rows, from 30 draws" in numbers.notes(shared)[0]
+    assert numbers.notes(local)[1].startswith("Differences are paired")
+    assert numbers.notes(shared)[1].startswith("Differences are not paired")
+    assert "never compared or ranked" in numbers.notes(shared)[-1]
+
+
+def test_a_model_without_a_data_plate_gives_totals(tmp_path: Path) -> None:
+    def model() -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=torch.tensor(0.5))
+
+    def guide() -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("loc", torch.tensor(0.1)), 0.5))
+
+    fit_runs(lambda: Pair(model, guide, data=lambda: None), tmp_path, 0.0, steps=3, posterior_samples=20)
+    (run,) = write_report(tmp_path).runs
+    s = stats(tmp_path / "run0")
+    assert (run.numbers.unit, run.numbers.rows) == ("nats, total", "the data inside the model")
+    assert run.numbers.values["elbo"].value == pytest.approx((s["log_p"] - s["log_q"]).mean())
+    assert "x" in read_comparison(tmp_path).runs[0].idata["posterior_predictive"]
+
+
+def test_the_entropy_of_a_point_is_minus_infinity(tmp_path: Path) -> None:
+    def make() -> Pair:
+        def model(x: torch.Tensor) -> None:
+            mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", 4):
+                pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+        return Pair(model, AutoDelta(model), data=lambda: torch.arange(4.0))
+
+    fit_runs(make, tmp_path, 0.0, steps=3, posterior_samples=5)
+    comparison = write_report(tmp_path)
+    assert comparison.runs[0].numbers.values["entropy"].value == -math.inf
+    assert numbers.text_table(comparison.numbers).loc["entropy", "λ = 0"] == "−∞"
+    assert any("The posterior of mu is a point" in note for note in numbers.notes(comparison.numbers))
+    assert json_of((tmp_path / "report.html").read_text())["runs"][0]["entropy"] is None
+
+
+def test_transformed_training_rows_are_judged_as_they_were_trained_on(tmp_path: Path) -> None:
+    """Grey images under a Bernoulli model: without the transform, Pyro would refuse them."""
+
+    def make() -> Pair:
+        pair = vae.digits()
+        split = pair.split()
+        return replace(pair, data=lambda: Split(split.train[:30], transform=split.transform))
+
+    fit_runs(make, tmp_path, 0.0, steps=2, posterior_samples=3)
+    (run,) = read_comparison(tmp_path).runs
+    assert run.numbers.rows == "all 30 training rows"
+    assert set(np.unique(run.idata["observed_data"]["x"])) == {0.0, 1.0}
+
+
+# What is read
+
+
+def test_lam_zero_comes_first_and_labels_tell_runs_apart(tmp_path: Path) -> None:
+    lams = (0.5, Linear(0.0, 0.5, over=2), {"mu": -0.2, "tau": 0.1}, 0.0, -0.5, 0.5, lambda step, terms: 0.1)
+    fit_runs(eight_schools.noncentered, tmp_path, *lams, steps=2, posterior_samples=2)
+    labels = list(read_comparison(tmp_path).numbers)
+    assert labels[:4] == ["λ = 0", "λ = −0.5", "λ = 0.5 (run0)", "λ = 0.5 (run5)"]
+    assert labels[4:6] == ["λ = Linear(start=0.0, stop=0.5, over=2)", "λ of mu = −0.2, tau = 0.1"]
+    assert labels[6] == "λ = <lambda>"
+    write_report(tmp_path)
+
+
+def test_runs_of_different_data_are_not_compared(digits: Path, schools: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(digits / "run0")
+    (tmp_path / "b").symlink_to(schools / "run0")
+    with pytest.raises(ValueError, match=r"runs 'a' and 'b' differ in name \('digits' and .*one pair on one data set"):
+        write_report(tmp_path)
+
+
+def test_a_run_that_has_not_ended_is_left_out_and_named(digits: Path, tmp_path: Path) -> None:
+    (tmp_path / "ended").symlink_to(digits / "run0")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text((digits / "run1" / "config.json").read_text())
+    assert write_report(tmp_path).unfinished == ("begun",)
+    assert "Not shown, because they have not ended: begun." in (tmp_path / "report.html").read_text()
+    (tmp_path / "ended").unlink()
+    with pytest.raises(ValueError, match=r"no run in .* has ended"):
+        write_report(tmp_path)
+
+
+def test_what_a_run_wrote_about_itself_is_the_page_of_its_folder(digits: Path) -> None:
+    before = (digits / "run1" / "report.html").read_bytes()
+    write_report(digits / "run1")
+    assert (digits / "run1" / "report.html").read_bytes() == before
+
+
+# The page
+
+
+def test_the_page_needs_nothing_but_itself_and_fits_a_phone(digits: Path) -> None:
+    write_report(digits)
+    page = Page((digits / "report.html").read_text())
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert not page.all("link") + page.all("iframe") + page.all("a")
+    assert [script["type"] for script in page.all("script")] == ["application/json"]
+    addresses = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
+    assert len(addresses) == 4
+    assert all(str(address).startswith("data:image/svg+xml;base64,") for address in addresses)
+    style = "".join(page.texts["style"])
+    assert "url(" not in style
+    assert "@import" not in style
+    for rule in ("img { display: block; width: 100%", "overflow-x: auto", "prefers-color-scheme: dark"):
+        assert rule in style
+
+
+def test_every_picture_has_a_question_a_caption_and_a_text_for_those_who_do_not_see_it(digits: Path) -> None:
+    write_report(digits)
+    html = (digits / "report.html").read_text()
+    page = Page(html)
+    assert html.count("<figure>") == len(page.all("figcaption")) == len(page.all("img")) == 4
+    for image in page.all("img"):
+        assert len(str(image["alt"])) > 60
+        svg = b64decode(str(image["src"]).partition(",")[2]).decode()
+        assert not re.findall(r'(?:href|src)="(?!#|data:)', svg)
+    assert all(text.endswith(".") for text in page.texts["figcaption"] if text.strip())
+
+
+def test_the_page_says_what_lam_did_and_what_it_cost(digits: Path) -> None:
+    comparison = read_comparison(digits)
+    change = numbers.difference(comparison.runs[1].numbers, comparison.runs[0].numbers)
+    (sentence,) = findings(comparison.runs)
+    assert change["entropy"].value < 0 < -change["elbo"].value
+    assert (
+        f"At λ = 0.4 a data point's posterior is narrower than at λ = 0, by {-change['entropy'].value:.2f} nats"
+        in sentence
+    )
+    assert (
+        f"The ELBO is {numbers.readable(Estimate(-change['elbo'].value, change['elbo'].stderr))} nats lower" in sentence
+    )
+    assert sentence.endswith("per data point, on all 297 held-out rows.")
+    (swapped,) = findings(comparison.runs[::-1])
+    assert "wider than at λ = 0.4" in swapped
+    assert "nats higher" in swapped
+    (same,) = findings([comparison.runs[0], comparison.runs[0]])
+    assert "as wide as" in same
+    assert "the same to within" in same
+
+
+def test_text_from_outside_cannot_break_the_page(digits: Path) -> None:
+    comparison = read_comparison(digits)
+    nasty = "</script><script>alert(1)</script>&<b>"
+    runs = (comparison.runs[0], replace(comparison.runs[1], label=nasty))
+    html = render(replace(comparison, name=nasty, runs=runs, unfinished=(nasty,), command=nasty))
+    assert html.count("<script") == html.count("</script>") == 1
+    assert "<b>" not in html
+    assert json_of(html)["runs"][1]["label"] == nasty
+
+
+def test_how_the_runs_were_made_is_one_column_where_they_agree(digits: Path) -> None:
+    comparison = read_comparison(digits)
+    html = render(replace(comparison, command="banel fit models.vae:digits --lam 0,0.4"))
+    assert "<pre>banel fit models.vae:digits --lam 0,0.4</pre>" in html
+    assert html.count('<th scope="col">all runs</th>') == 1
+    assert comparison.runs[0].config["data"][:16] in html
+    other = replace(comparison.runs[1], config=comparison.runs[1].config | {"seed": 1})
+    assert '<th scope="col">all runs</th>' not in render(replace(comparison, runs=(comparison.runs[0], other)))
+
+
+def test_drawing_changes_no_setting_of_matplotlib(digits: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    render(read_comparison(digits))
+    assert dict(matplotlib.rcParams) == before
+
+
+# The pictures
+
+
+@pytest.fixture
+def ax() -> Iterator[Any]:
+    """Axes to draw on."""
+    with matplotlib.rc_context(plots.STYLE):
+        yield Figure().subplots()
+
+
+def test_plot_terms_draws_each_history_and_its_held_out_points(ax: Any) -> None:
+    history = pd.DataFrame({"step": [1, 2, 3], "elbo": [-9.0, -2.0, -1.0], "val_elbo": [math.nan, -2.5, math.nan]})
+    assert plots.plot_terms(ax, {"a": history, "b": history + 1}, "elbo", held_out="val_elbo") is ax
+    line, point, other, _ = ax.lines
+    assert list(line.get_ydata()) == [-9.0, -2.0, -1.0]
+    assert list(point.get_xydata()[0]) == [2.0, -2.5]
+    assert list(other.get_xdata()) == [2, 3, 4]
+    assert line.get_color() != other.get_color()
+    assert line.get_linestyle() != other.get_linestyle()
+
+
+def test_plot_terms_draws_a_lam_for_each_site_and_gaps_for_infinities(ax: Any) -> None:
+    history = pd.DataFrame({"step": [1, 2], "lam": [math.nan] * 2, "lam[z]": [0.1, 0.2], "lam[w]": [0.3, 0.4]})
+    plots.plot_terms(ax, {"a": history}, "lam")
+    assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 0.2], [0.3, 0.4]]
+    plots.plot_terms(ax, {"a": pd.DataFrame({"step": [1, 2], "entropy": [-math.inf, 1.0]})}, "entropy")
+    assert math.isnan(ax.lines[-1].get_ydata()[0])
+
+
+def test_plot_spread_has_a_row_for_each_latent_and_the_prior_at_one(ax: Any) -> None:
+    widths = {"a": pd.Series({"z[0]": 0.9, "z[1]": 0.2}), "b": pd.Series({"z[1]": 0.1, "z[0]": 0.3})}
+    plots.plot_spread(ax, widths)
+    assert [list(line.get_xdata()) for line in ax.lines[:2]] == [[0.9, 0.2], [0.3, 0.1]]
+    assert list(ax.lines[2].get_xdata()) == [1.0, 1.0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["z[0]", "z[1]"]
+    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
+
+
+def test_plot_entropy_per_datum_counts_every_data_point(ax: Any) -> None:
+    plots.plot_entropy_per_datum(ax, {"a": np.array([1.0, 2.0, 2.1]), "b": np.array([-1.0, 0.0])})
+    assert [sum(bar.get_height() for bar in bars) for bars in ax.containers] == [3, 2]
+    assert [line.get_xdata()[0] for line in ax.lines] == [pytest.approx(1.7), -0.5]
+
+
+def test_plot_entropies_and_intervals_show_values_and_errors(ax: Any) -> None:
+    plots.plot_entropies(ax, {"a": {"mu": Estimate(1.0, 0.1), "point": Estimate(-math.inf, math.nan)}})
+    assert ax.lines[0].get_xdata()[0] == 1.0
+    assert math.isnan(ax.lines[0].get_xdata()[1])
+    (segment, _) = ax.collections[0].get_segments()
+    assert list(segment[:, 0]) == pytest.approx([0.8, 1.2])
+    other = Figure().subplots()
+    draws = np.linspace(0.0, 1.0, 101)[:, None] * [1.0, 10.0]
+    plots.plot_intervals(other, pd.Series({"y[0]": 0.3, "y[1]": 4.0}), {"a": draws})
+    ends = [segment[:, 0].tolist() for segment in other.collections[0].get_segments()]
+    assert ends == [pytest.approx([0.05, 0.95]), pytest.approx([0.5, 9.5])]
+    assert other.lines[-1].get_xdata().tolist() == [0.3, 4.0]
+
+
+def test_plot_images_puts_each_image_in_its_place() -> None:
+    images = {"seen": np.zeros((3, 8, 8)), "λ = 0": np.stack([np.full((8, 8), i / 2) for i in range(3)])}
+    grid = plots.plot_images(Figure().subplots(2, 3), images)
+    assert [float(ax.images[0].get_array().mean()) for ax in grid[1]] == [0.0, 0.5, 1.0]
+    assert [line[0].get_ylabel() for line in grid] == ["seen", "λ = 0"]
+
+
+def test_images_are_shown_as_such_and_other_data_as_intervals(digits: Path, schools: Path) -> None:
+    images, intervals = (pictures(read_comparison(folder).runs)[-1] for folder in (digits, schools))
+    assert images.photo
+    assert "12 images of 8 by 8 pixels" in images.alt
+    assert not intervals.photo
+    assert "each of 8 observed numbers" in intervals.alt
+
+
+def test_entropy_is_shown_per_data_point_only_where_latents_are_local(digits: Path, schools: Path) -> None:
+    local, shared = (pictures(read_comparison(folder).runs)[2] for folder in (digits, schools))
+    assert "about each data point" in local.title
+    assert "λ = 0.4: mean" in local.alt
+    assert "about each data point" not in shared.title
+    assert "theta_trans" in shared.alt
+
+
+def many_latents(count: int) -> Run:
+    """A run whose posterior is half as wide as its prior in each of many latents."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(1, 4000, count))
+    log_q = np.zeros((1, 4000))
+    attrs = {"data_plate": "", "densities": '{"z": ["z"]}'}
+    names = ("log_p", "log_q", "log_q_z")
+    idata = az.from_dict(posterior={"z": draws / 2}, prior={"z": draws}, sample_stats=dict.fromkeys(names, log_q))
+    idata.add_groups(posterior_predictive=idata.posterior.isel(z_dim_0=slice(0)))
+    idata.sample_stats["log_likelihood"] = idata.sample_stats["log_p"]
+    idata.attrs.update(attrs)
+    history = pd.DataFrame({"step": [1], **dict.fromkeys(("elbo", "log_likelihood", "kl", "entropy", "lam"), 0.0)})
+    return Run("λ = 0", {"per": "total"}, history, idata)
+
+
+def test_spread_shows_a_share_of_the_prior_and_says_when_it_leaves_latents_out() -> None:
+    few, many = (pictures([many_latents(count)])[1] for count in (3, MAX_LATENTS + 5))
+    assert "median 0.50, from 0.50 to 0.50" in few.alt
+    assert f"first {MAX_LATENTS} of {MAX_LATENTS + 5} latents" in many.caption
+    assert "latents are shown" not in few.caption
+
+
+def test_a_comparison_of_one_run_has_no_differences(digits: Path) -> None:
+    run = read_comparison(digits / "run0")
+    assert isinstance(run, Comparison)
+    assert list(numbers.text_table(run.numbers).columns) == ["λ = 0"]
+    assert findings(run.runs) == []
