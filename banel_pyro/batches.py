@@ -20,7 +20,17 @@ from torch.utils.data import (
     default_collate,
 )
 
-__all__ = ["Rows", "Split", "as_rows", "data_hash", "epoch_order", "loader_batch_size", "minibatches"]
+__all__ = [
+    "Rows",
+    "Split",
+    "as_rows",
+    "data_hash",
+    "epoch_order",
+    "loader_batch_size",
+    "minibatches",
+    "num_rows",
+    "transformed",
+]
 
 Rows: TypeAlias = tuple[Tensor, ...]
 """Tensors with a common leading axis, passed positionally to model and guide."""
@@ -152,6 +162,11 @@ def _as_tensor(item: Any, name: str) -> Tensor:
     return item
 
 
+def num_rows(rows: Rows) -> int:
+    """Rows of data; 0 for a model without arguments."""
+    return len(rows[0]) if rows else 0
+
+
 def data_hash(rows: Rows) -> str:
     """SHA-256 over dtype, shape and bytes of the rows: tells whether two runs saw the same data."""
     digest = hashlib.sha256()
@@ -169,7 +184,7 @@ def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 
 def minibatches(rows: Rows, batch_size: int | None) -> Iterator[tuple[Tensor, Rows]]:
     """All rows in order, in chunks of at most ``batch_size``, as (indices, rows)."""
-    size = len(rows[0]) if rows else 0
+    size = num_rows(rows)
     if not rows:
         yield torch.arange(0), ()
         return

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from banel_pyro.batches import Rows, as_rows, minibatches
+from banel_pyro.batches import Rows, as_rows, minibatches, num_rows
 from banel_pyro.draws import Table
 from banel_pyro.evaluate import outside, trace_draws
 from banel_pyro.modules import evaluation_mode
@@ -56,7 +56,8 @@ def to_arviz(
         groups: of ``posterior``, ``sample_stats`` (both always there), ``prior``, ``posterior_predictive``,
             ``log_likelihood``, ``observed_data``.
         batch_size: rows in memory at a time (all by default).
-        data_plate: name of the plate over data points (found by its size if left out).
+        data_plate: name of the plate over data points, found by its size if left out; needed for rows that are
+            others than the N that the plate was written for.
         coords: coordinates by dim, such as a plate's name; a range by default.
         seed: draws inside a forked generator and leaves yours alone; None draws from yours.
         attrs: attributes of the result, such as λ; what is no text or number is written as JSON.
@@ -81,10 +82,10 @@ def to_arviz(
         {'chain': 1, 'draw': 50}
     """
     rows = as_rows(args, "args")
-    size = len(rows[0]) if rows else 0
+    size = num_rows(rows)
     first = tuple(row[: batch_size or size] for row in rows)
     with fork_rng(0), evaluation_mode(model, guide):  # looking for the plate runs the model, but not on your stream
-        plate = find_data_plate(model, first, size, data_plate)
+        plate = find_data_plate(model, first, size, data_plate, training=False)
     with nullcontext() if seed is None else fork_rng(seed):
         return posterior_of_rows(
             model, guide, rows, plate, num_samples=num_samples, groups=groups, batch_size=batch_size, coords=coords,
@@ -106,7 +107,7 @@ def posterior_of_rows(
 ) -> az.InferenceData:
     """As :func:`to_arviz`, with the data plate known."""
     _check_options(num_samples, groups, batch_size, plate)
-    table = Table(num_samples, plate, len(rows[0]) if rows else 0)
+    table = Table(num_samples, plate, num_rows(rows))
     draws = trace_draws(model, guide, rows, plate, num_samples=num_samples, batch_size=batch_size)
     for draw, chunk, model_trace, guide_trace, index in draws:
         table.add_latents("posterior", draw, model_trace, index)

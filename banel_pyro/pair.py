@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from banel_pyro.batches import Split
+from banel_pyro.folder import RunFolder, run_seed
 from banel_pyro.seeding import fork_rng
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ class Pair:
         for field in ("model", "guide"):
             if not callable(getattr(self, field)):
                 raise TypeError(
-                    f"Pair: {field}={getattr(self, field)!r}: expected a callable with pyro.sample statements."
+                    f"Pair: {field}={getattr(self, field)!r}: expected a callable with pyro.sample statements. "
+                    "Pass the function or module itself."
                 )
         if self.data is not None and not callable(self.data):
             raise TypeError(
@@ -78,7 +82,6 @@ class Pair:
 
         The data are made under the run's seed.
         """
-        from banel_pyro.run import RunFolder, run_seed
         from banel_pyro.training.fit import fit
 
         resume = bool(options.get("resume", False))
@@ -99,36 +102,44 @@ def load_pair(path: str) -> Callable[[], Pair]:
         ValueError: if there is no such module or attribute, or it does not return a Pair.
     """
     module_name, _, attribute = path.partition(":")
-    if not attribute:
-        raise ValueError(f"pair '{path}': expected module:attribute, such as models.vae:digits.")
+    if not attribute or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ValueError(f"pair '{path}': expected module:attribute, such as models.vae:digits for models/vae.py.")
+    factory = getattr(_module(path, module_name), attribute, None)
+    if factory is None:
+        raise ValueError(
+            f"pair '{path}': module '{module_name}' has no attribute '{attribute}'. Name a function in it."
+        )
+    if not callable(factory):
+        raise ValueError(
+            f"pair '{path}' is a {type(factory).__name__}: expected a function without arguments that returns a Pair. "
+            "Write def make(): return Pair(...)."
+        )
+    return partial(_make, path, factory)
+
+
+def _module(path: str, name: str) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise
+        if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+            raise  # the module is there, and imports one that is not
         raise ValueError(
-            f"pair '{path}': no module '{module_name}' in {os.getcwd()} or on the path. A pair is a function in a "
-            "Python file "
-            "that returns banel_pyro.Pair(model, guide, data=...); name it as file:function."
+            f"pair '{path}': no module '{name}' in {os.getcwd()} or on the path. A pair is a function in a Python "
+            "file that returns banel_pyro.Pair(model, guide, data=...); name it as file:function."
         ) from error
-    factory = getattr(module, attribute, None)
-    if factory is None:
-        raise ValueError(f"pair '{path}': module '{module_name}' has no attribute '{attribute}'.")
-    if not callable(factory):
+
+
+def _make(path: str, factory: Callable[..., Any]) -> Pair:
+    try:
+        inspect.signature(factory).bind()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"pair '{path}' cannot be called without arguments ({error}). Give them defaults.") from error
+    pair = factory()
+    if not isinstance(pair, Pair):
         raise ValueError(
-            f"pair '{path}' is a {type(factory).__name__}: expected a function without arguments that returns a Pair."
+            f"pair '{path}' returned a {type(pair).__name__}: expected a banel_pyro.Pair. Write return Pair(model, "
+            "guide)."
         )
-
-    def make() -> Pair:
-        try:
-            inspect.signature(factory).bind()
-        except TypeError as error:
-            raise ValueError(f"pair '{path}' cannot be called without arguments ({error}).") from error
-        pair = factory()
-        if not isinstance(pair, Pair):
-            raise ValueError(f"pair '{path}' returned a {type(pair).__name__}: expected a banel_pyro.Pair.")
-        return pair
-
-    return make
+    return pair

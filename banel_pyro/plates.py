@@ -115,7 +115,9 @@ def _look(model: Callable[..., Any], rows: Rows, size: int, name: str | None) ->
     return _Seen(found.sizes, trace)
 
 
-def find_data_plate(model: Callable[..., Any], first: Rows, size: int, name: str | None) -> DataPlate:
+def find_data_plate(
+    model: Callable[..., Any], first: Rows, size: int, name: str | None, *, training: bool = True
+) -> DataPlate:
     """Find the plate over data points by running the model on the first rows of ``size``.
 
     It is the plate called ``name``; without a name, the only plate whose size is that of the data, or of the batch.
@@ -126,6 +128,7 @@ def find_data_plate(model: Callable[..., Any], first: Rows, size: int, name: str
         first: the first rows, as many as go into a batch.
         size: N, rows in all.
         name: name of the plate, or None to find it.
+        training: whether minibatches stand for all rows, and not just for themselves.
 
     Raises:
         ValueError: if minibatches are asked for and no plate, or more than one, can be told which rows they are.
@@ -147,7 +150,7 @@ def find_data_plate(model: Callable[..., Any], first: Rows, size: int, name: str
     follows = _follows_batch(model, first, fits[0]) if full == size == batch else full == batch
     plate = DataPlate(fits[0], full, scaled=not follows)
     if batch < size:
-        _check_minibatches(seen.trace, plate, size, batch)
+        _check_minibatches(seen.trace, plate, size, batch, training=training)
     return plate
 
 
@@ -181,7 +184,7 @@ def _no_plate(seen: _Seen, fits: list[str], size: int, batch: int) -> str:
     )
 
 
-def _check_minibatches(trace: Any, plate: DataPlate, size: int, batch: int) -> None:
+def _check_minibatches(trace: Any, plate: DataPlate, size: int, batch: int, *, training: bool) -> None:
     frames = [f for site in trace.nodes.values() for f in site.get("cond_indep_stack", ()) if f.name == plate.name]
     if any(not frame.vectorized for frame in frames):
         raise ValueError(
@@ -189,7 +192,7 @@ def _check_minibatches(trace: Any, plate: DataPlate, size: int, batch: int) -> N
             f"{size} "
             f"rows are in the batch. Write `with pyro.plate('{plate.name}', {size}):`, or use batch_size=None."
         )
-    if not plate.scaled:
+    if training and not plate.scaled:
         _refuse_global_latents(trace, plate, size, batch)
 
 

@@ -1,226 +1,29 @@
-"""A run and its folder: configuration, history, state, posterior and report."""
+"""A run: the trained pair with its history, as `fit` returns it and as it is read from a run folder."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 
-from banel_pyro.batches import Rows, as_rows, data_hash, transformed
+from banel_pyro.batches import Rows, as_rows, data_hash, num_rows, transformed
+from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import posterior_of_rows
 from banel_pyro.pair import Pair
 from banel_pyro.plates import DataPlate
-from banel_pyro.seeding import draw_seed, fork_rng
-from banel_pyro.training.options import integer
-from banel_pyro.training.parameters import Parameters, safe_constraints
+from banel_pyro.seeding import fork_rng
+from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.preflight import preflight
 
 if TYPE_CHECKING:
     import arviz as az
 
 __all__ = ["FORMAT", "FitResult", "RunFolder", "run_seed", "versions"]
-
-FORMAT = 1
-"""Version of the run folder. A folder of another version is refused."""
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
-    names = ("banel_pyro", "pyro-ppl", "torch", "numpy", "arviz")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """A folder with ``config.json, history.csv, state.pt, posterior.nc, report.html``.
-
-    Files are written aside and renamed, so that a stop leaves the old file or the new one.
-
-    Args:
-        path: the folder.
-    """
-
-    path: Path
-
-    @staticmethod
-    def at(out: str | os.PathLike[str] | None, *, resume: bool) -> RunFolder | None:
-        """The folder that ``fit`` was asked to write to, or None."""
-        if out is None and resume:
-            raise ValueError(
-                "resume=True, but out=None: there is no run to go on with. Name its folder: out='runs/mine'."
-            )
-        return None if out is None else RunFolder(Path(out))
-
-    def find_state(self, config: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
-        """The state to go on from, or None for a new run. Writes nothing.
-
-        Raises:
-            ValueError: if the folder holds another run, one that is further on, any run without ``resume``, or other
-                files.
-        """
-        if not (self.path / "config.json").exists():
-            if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
-                raise ValueError(f"out='{self.path}' exists and is no run folder: choose a new or an empty folder.")
-            return None
-        if not resume:
-            raise ValueError(
-                f"out='{self.path}' already holds a run: choose another folder, or pass resume=True to go on with it."
-            )
-        _refuse_other_run(self.path, self.read_config(), config)
-        state = self.read_state() if (self.path / "state.pt").exists() else None
-        if state is not None and state["step"] > config["steps"]:
-            raise ValueError(
-                f"steps={config['steps']}, but the run in out='{self.path}' has already done {state['step']}. Ask "
-                "for more, "
-                "or choose another folder."
-            )
-        return state
-
-    def claim(self, config: dict[str, Any]) -> None:
-        """Write the configuration, with the folder if need be."""
-        if (self.path / "config.json").exists():
-            config = config | {"created": self.read_config().get("created")}
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_json("config.json", config)
-
-    def is_finished(self, config: dict[str, Any]) -> bool:
-        """Whether the posterior and report that a run ends with are there, as ``config`` asks for them."""
-        asked = self.read_config().get("posterior_samples") == config["posterior_samples"]
-        return asked and all((self.path / name).exists() for name in ("posterior.nc", "report.html"))
-
-    def read_config(self) -> dict[str, Any]:
-        """The configuration.
-
-        Raises:
-            ValueError: if the folder holds no run, or one of another version.
-        """
-        try:
-            config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
-        except FileNotFoundError as error:
-            raise ValueError(f"'{self.path}' is no run folder: it has no config.json.") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{self.path / 'config.json'}' is not JSON ({error}): the file is damaged.") from error
-        if config.get("format") != FORMAT:
-            raise ValueError(
-                f"'{self.path}' is a run of format {config.get('format')!r}, this version reads format {FORMAT}. Use "
-                "the version "
-                f"that wrote it: {config.get('versions', {}).get('banel_pyro', 'unknown')}."
-            )
-        return config
-
-    def read_state(self) -> dict[str, Any]:
-        """The last checkpoint. Loads tensors and numbers only, never code."""
-        file = self.path / "state.pt"
-        try:
-            with torch.serialization.safe_globals(list(safe_constraints())):
-                state: dict[str, Any] = torch.load(file, weights_only=True)
-        except FileNotFoundError as error:
-            raise ValueError(f"'{self.path}' has no state.pt: the run stopped before its first checkpoint.") from error
-        except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise ValueError(
-                f"'{file}' cannot be read as a state ({type(error).__name__}): the file is damaged."
-            ) from error
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"'{file}' is a state of format {state.get('format')!r}, this version reads format {FORMAT}."
-            )
-        return state
-
-    def write_state(self, state: dict[str, Any], history: pd.DataFrame) -> None:
-        """Write a checkpoint and the history up to it."""
-        self._replace("state.pt", lambda file: torch.save({"format": FORMAT, **state}, file))
-        self._replace("history.csv", lambda file: history.to_csv(file, index=False))
-
-    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON file."""
-        self._replace(name, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
-
-    def write_posterior(self, idata: az.InferenceData) -> None:
-        """Write the posterior as netCDF."""
-        self._replace("posterior.nc", lambda file: idata.to_netcdf(str(file)))
-
-    def read_posterior(self) -> az.InferenceData:
-        """The posterior that :meth:`write_posterior` wrote, in memory."""
-        import arviz as az  # heavy, and it imports pyplot
-        from arviz.rcparams import rc_context
-
-        file = self.path / "posterior.nc"
-        if not file.exists():
-            raise ValueError(f"'{self.path}' has no posterior.nc: the run did not end, or posterior_samples was 0.")
-        with rc_context({"data.load": "eager"}):  # lazily read, it would hold the file that a resumed run replaces
-            idata: az.InferenceData = az.from_netcdf(str(file))
-        return idata
-
-    def read_history(self) -> pd.DataFrame:
-        """The history that :meth:`write_state` wrote, a row per log point."""
-        try:
-            return pd.read_csv(self.path / "history.csv")
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"'{self.path}' has no history.csv: the run stopped before its first checkpoint."
-            ) from error
-
-    def write_report(self, html: str) -> None:
-        """Write the page."""
-        self._replace("report.html", lambda file: file.write_text(html, encoding="utf-8"))
-
-    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
-        aside = self.path / f".{name}.partial"
-        try:
-            write(aside)
-            with aside.open("rb+") as file:  # on the disk before it gets its name
-                os.fsync(file.fileno())
-            os.replace(aside, self.path / name)
-        finally:
-            aside.unlink(missing_ok=True)
-
-
-def _is_foreign(file: Path) -> bool:
-    """Whether a file is not what a write that was cut short leaves behind."""
-    return not (file.name.startswith(".") and file.name.endswith(".partial"))
-
-
-def run_seed(seed: Any, folder: RunFolder | None, *, resume: bool) -> int:
-    """The seed of a run: as asked for, else that of the run to be resumed, else drawn from torch's generator.
-
-    Raises:
-        TypeError, ValueError: if it is no seed.
-    """
-    if seed is not None:
-        return integer("seed", seed, 0, 2**32 - 1)
-    if folder is not None and resume and (folder.path / "config.json").exists():
-        return int(folder.read_config()["seed"])
-    return draw_seed()
-
-
-_MAY_DIFFER = {
-    "steps",
-    "epochs",
-    "versions",
-    "created",
-    "threads",
-    "log_every",
-    "validate_every",
-    "checkpoint_every",
-    "posterior_samples",
-}
-
-
-def _refuse_other_run(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    keys = sorted((old.keys() | new.keys()) - _MAY_DIFFER)
-    different = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys if old.get(key) != new.get(key)
-    ]
-    if different:
-        raise ValueError(f"out='{path}' holds another run ({'; '.join(different)}). Choose another folder.")
 
 
 @dataclass
@@ -330,7 +133,7 @@ def _check_data(path: Path, config: dict[str, Any], rows: Rows) -> None:
         raise ValueError(
             f"the run in '{path}' was trained on other data than those of the pair ({config['num_data']} rows with "
             "hash "
-            f"{config['data'][:12]}, here {len(rows[0]) if rows else 0} rows with {data_hash(rows)[:12]}). Use the "
+            f"{config['data'][:12]}, here {num_rows(rows)} rows with {data_hash(rows)[:12]}). Use the "
             "pair that "
             "wrote it, with the same data and default dtype."
         )

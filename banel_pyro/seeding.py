@@ -11,12 +11,22 @@ import numpy as np
 import pyro
 import torch
 
-__all__ = ["draw_seed", "fork_rng", "load_rng_state", "rng_state"]
+__all__ = ["draw_seed", "fork_rng", "kept_rng", "load_rng_state", "rng_state"]
 
 
 def draw_seed() -> int:
     """A seed from torch's generator: runs without a seed of their own follow ``torch.manual_seed``."""
     return int(torch.randint(2**31, ()))
+
+
+@contextmanager
+def kept_rng() -> Iterator[None]:
+    """Run a block, then put the generators (torch, Python, NumPy) back as they were."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        load_rng_state(state)
 
 
 @contextmanager
@@ -30,12 +40,9 @@ def fork_rng(seed: int) -> Iterator[None]:
         ...     bool(torch.rand(()) == first)
         True
     """
-    state = rng_state()
-    try:
+    with kept_rng():
         pyro.set_rng_seed(seed)
         yield
-    finally:
-        load_rng_state(state)
 
 
 def rng_state() -> dict[str, Any]:

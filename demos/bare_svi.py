@@ -86,7 +86,11 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lam", type=float, default=0.4, help="weight of the entropy penalty, below 1 (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=800, help="optimiser steps of each fit, 5 or more (default: %(default)s)")
+    parser.add_argument(
+        "--lam", type=float, default=0.4, help="weight of the entropy penalty, below 1 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=800, help="optimiser steps of each fit, 5 or more (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of data and fits (default: %(default)s)")
     main(parser.parse_args())

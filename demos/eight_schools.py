@@ -86,7 +86,13 @@ def marginals(posteriors: dict[str, az.InferenceData]) -> Figure:
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), sharex="col", layout="constrained")
     for (label, idata), row, colour in zip(posteriors.items(), axes, COLOURS, strict=False):
         az.plot_posterior(
-            idata, var_names=["mu", "tau", "theta"], coords={"schools": ["A"]}, hdi_prob=0.9, ax=row, color=colour, textsize=11
+            idata,
+            var_names=["mu", "tau", "theta"],
+            coords={"schools": ["A"]},
+            hdi_prob=0.9,
+            ax=row,
+            color=colour,
+            textsize=11,
         )
         for axis, name in zip(row, ("mu", "tau", "theta in school A"), strict=True):
             axis.set_title(f"{name} at {label}")
@@ -184,7 +190,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of each fit (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=1000, help="draws from each guide (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every fit (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/eight_schools"), help="folder for the pictures (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/eight_schools"), help="folder for the pictures (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 

@@ -137,9 +137,17 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lams", type=float, nargs="+", default=[-0.5, 0.0, 0.3, 0.6, 0.9], help="values of lambda, below 1 (default: %(default)s)")
+    parser.add_argument(
+        "--lams",
+        type=float,
+        nargs="+",
+        default=[-0.5, 0.0, 0.3, 0.6, 0.9],
+        help="values of lambda, below 1 (default: %(default)s)",
+    )
     parser.add_argument("--steps", type=int, default=1500, help="optimiser steps of each fit (default: %(default)s)")
     parser.add_argument("--particles", type=int, default=256, help="draws of the guide per step (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every fit (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/lambda_curve"), help="folder for the results (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/lambda_curve"), help="folder for the results (default: %(default)s)"
+    )
     main(parser.parse_args())

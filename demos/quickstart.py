@@ -71,5 +71,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=2000, help="optimiser steps of each fit (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=1000, help="draws from each guide (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of both fits (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder for the picture (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/quickstart"), help="folder for the picture (default: %(default)s)"
+    )
     main(parser.parse_args())

@@ -32,7 +32,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -91,16 +90,7 @@ def digits_by_hand(pair: Pair) -> tuple[list[Tensor], Loss]:
 
 @dataclass(frozen=True)
 class Problem:
-    """A pair to train, and the same loss written by hand.
-
-    Args:
-        factory: makes a fresh pair.
-        by_hand: from a pair to its parameters and its loss in nats of a batch.
-        rows: the training data.
-        transform: of each batch.
-        batch_size: rows per step, None for all.
-        lr: learning rate of Adam.
-    """
+    """A pair to train, the same loss by hand, and how to train; batch_size=None is all rows."""
 
     factory: Callable[[], Pair]
     by_hand: Callable[[Pair], tuple[list[Tensor], Loss]]
@@ -147,9 +137,7 @@ def with_torch(problem: Problem, pair: Pair, seed: int, steps: int, log_every: i
     return torch.stack(losses).tolist()
 
 
-def with_svi(
-    problem: Problem, pair: Pair, seed: int, steps: int, log_every: int, *, lam: float = 0.0
-) -> list[float]:
+def with_svi(problem: Problem, pair: Pair, seed: int, steps: int, log_every: int, *, lam: float = 0.0) -> list[float]:
     """A loop as in Pyro's tutorials; at lam > 0 on a guide whose log-density is scaled."""
     guide = pair.guide if lam == 0 else poutine.scale(pair.guide, 1 - lam)
     optimiser = pyro.optim.Adam({"lr": problem.lr, "fused": True})
@@ -177,17 +165,15 @@ SAME = (("PyTorch", "Pyro"), ("fit", "Pyro"), (f"fit, {LAM}", f"Pyro, {LAM}"))
 # Step 3: measure.
 @dataclass(frozen=True)
 class Run:
-    """One long run less one short run.
-
-    Args:
-        wall: milliseconds per step on the clock.
-        cpu: milliseconds per step of this process's processor time.
-        losses: means over blocks of steps in the last quarter, in nats per datum.
-    """
+    """Milliseconds per step by the clock and by CPU time, and the last quarter's losses in nats per datum."""
 
     wall: float
     cpu: float
     losses: list[float]
+
+
+Results = dict[str, dict[str, list[Run]]]
+"""The runs of each way, for each problem."""
 
 
 def measure(problem: Problem, way: str, seed: int, args: argparse.Namespace) -> Run:
@@ -198,7 +184,6 @@ def measure(problem: Problem, way: str, seed: int, args: argparse.Namespace) -> 
     for steps in (args.steps // 10, args.steps):
         pyro.set_rng_seed(seed)
         pair = problem.factory()
-        gc.collect()
         with pyro.get_param_store().scope():
             start = time.perf_counter(), time.process_time()
             losses = WAYS[way](problem, pair, seed, steps, log_every)
@@ -213,6 +198,7 @@ def measure_all(problem: Problem, args: argparse.Namespace) -> dict[str, list[Ru
     """The runs of every way; a first round, which also warms up the machine, does not count."""
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     for repeat in range(args.repeats + 1):
+        gc.collect()  # leave no rubbish of others to the first way
         for way, found in runs.items():
             run = measure(problem, way, args.seed + repeat, args)
             if repeat > 0:
@@ -231,7 +217,9 @@ def check_losses(name: str, runs: dict[str, list[Run]]) -> None:
     for way, other in SAME:
         (a, error_a), (b, error_b) = final_loss(runs[way]), final_loss(runs[other])
         if abs(a - b) > STANDARD_ERRORS * math.hypot(error_a, error_b):
-            sys.exit(f"{name}: '{way}' ends at a loss of {a:.4f} ± {error_a:.4f}, '{other}' at {b:.4f} ± {error_b:.4f}.")
+            sys.exit(
+                f"{name}: '{way}' ends at a loss of {a:.4f} ± {error_a:.4f}, '{other}' at {b:.4f} ± {error_b:.4f}."
+            )
 
 
 # Step 4: the graph.
@@ -267,7 +255,7 @@ def ratios(runs: dict[str, list[Run]], way: str, clock: str = "wall") -> list[fl
     return [getattr(a, clock) / getattr(b, clock) for a, b in zip(runs[way], runs["Pyro"], strict=True)]
 
 
-def print_table(results: dict[str, dict[str, list[Run]]]) -> None:
+def print_table(results: Results) -> None:
     """One table: problems below each other, ways beside each other."""
     print(f"{'':26s}" + "".join(f"{way:>20s}" for way in WAYS))
     for name, runs in results.items():
@@ -281,7 +269,7 @@ def print_table(results: dict[str, dict[str, list[Run]]]) -> None:
             print(f"{name if i == 0 else '':14s}{label:12s}" + "".join(f"{cell:>20s}" for cell in cells))
 
 
-def print_verdict(results: dict[str, dict[str, list[Run]]], graphs: dict[str, Counter[str]]) -> None:
+def print_verdict(results: Results, graphs: dict[str, Counter[str]]) -> None:
     """What to read off."""
     for name, runs in results.items():
         for way in ("fit", f"fit, {LAM}"):
@@ -294,44 +282,33 @@ def print_verdict(results: dict[str, dict[str, list[Run]]], graphs: dict[str, Co
     print(f"  the penalty adds {', '.join(f'{n} {kind}' for kind, n in sorted(more.items()))}")
 
 
-def record(results: dict[str, dict[str, list[Run]]], graphs: dict[str, Counter[str]], args: argparse.Namespace) -> Any:
+def record(results: Results, graphs: dict[str, Counter[str]], args: argparse.Namespace) -> Any:
     """Everything, for JSON: facts about the machine, options, and every repeat."""
     machine = {"cpu": platform.processor() or platform.machine(), "cpus": os.cpu_count(), "threads": args.threads}
     machine |= {"system": platform.platform(), "python": platform.python_version()}
     machine |= {name: version(name) for name in ("torch", "pyro-ppl", "banel-pyro")}
-    problems = {}
-    for name, runs in results.items():
-        problems[name] = {
-            way: {
-                "ms_per_step": [run.wall for run in found],
-                "cpu_ms_per_step": [run.cpu for run in found],
-                "over_pyro": ratios(runs, way),
-                "cpu_over_pyro": ratios(runs, way, "cpu"),
-                "final_loss": dict(zip(("mean", "stderr"), final_loss(found), strict=True)),
-            }
-            for way, found in runs.items()
-        }
+
+    def figures(runs: dict[str, list[Run]], way: str) -> dict[str, Any]:
+        times = {"ms_per_step": [run.wall for run in runs[way]], "cpu_ms_per_step": [run.cpu for run in runs[way]]}
+        over = {"over_pyro": ratios(runs, way), "cpu_over_pyro": ratios(runs, way, "cpu")}
+        return times | over | dict(zip(("final_loss", "final_loss_stderr"), final_loss(runs[way]), strict=True))
+
+    problems = {name: {way: figures(runs, way) for way in runs} for name, runs in results.items()}
     options = {"steps": args.steps, "repeats": args.repeats, "seed": args.seed}
     return {"machine": machine, "options": options, "problems": problems, "graph_nodes": graphs}
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """A fixed number of threads for torch, put back afterwards."""
-    found = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(found)
-
-
 def main(args: argparse.Namespace) -> None:
     """Measure, check, print, save."""
-    with threads(args.threads):
+    found = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
         results = {name: measure_all(make(), args) for name, make in PROBLEMS.items()}
-        graphs = vae_graphs()
-    print(f"{args.repeats} repeats of {args.steps} steps, {args.threads} of {os.cpu_count()} threads, torch {torch.__version__}\n")
+    finally:
+        torch.set_num_threads(found)
+    graphs = vae_graphs()
+    machine = f"{args.threads} of {os.cpu_count()} threads, torch {torch.__version__}"
+    print(f"{args.repeats} repeats of {args.steps} steps, {machine}\n")
     print_table(results)
     print()
     print_verdict(results, graphs)
@@ -345,9 +322,10 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds through all ways, 2 or more (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=500, help="steps of a long run, 20 or more (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first round (default: %(default)s)")
-    parser.add_argument("--json", type=Path, default=None, help="file for every number")
+    number = {"type": int, "metavar": "N"}
+    parser.add_argument("--repeats", default=5, help="rounds, 2 or more (default: %(default)s)", **number)
+    parser.add_argument("--steps", default=1000, help="of a long run, 20 or more (default: %(default)s)", **number)
+    parser.add_argument("--threads", default=1, help="threads of torch (default: %(default)s)", **number)
+    parser.add_argument("--seed", default=0, help="seed of the first round (default: %(default)s)", **number)
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write every number there")
     main(parser.parse_args())

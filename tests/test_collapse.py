@@ -133,6 +133,15 @@ def test_fires_after_a_ramp_too() -> None:
     assert fires(history(sd, lam=lam)) is not None
 
 
+def test_silent_just_after_lam_has_dropped() -> None:
+    """What fell under the larger lam says nothing about the smaller one."""
+    sd, lam = approach(1.0, 0.3, points=POINTS, rate=0.05), np.full(POINTS, 0.9)
+    lam[-12:] = 0.1
+    frame = history(sd, lam=lam, noise=0.001)
+    assert DETECTOR.check(frame, {"z": 4.0}) is None
+    assert DETECTOR.check(frame.assign(lam=0.1), {"z": 4.0}) is not None
+
+
 def test_lam_by_site_is_judged_by_site() -> None:
     """One site has no penalty and narrows by itself; the other has one and stays."""
     frame = history(np.exp(-0.05 * np.arange(POINTS)), lam=float("nan"))

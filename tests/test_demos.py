@@ -1,18 +1,85 @@
 """Every demo runs, at a small size: the flags here may only shrink sizes, never leave a step out."""
 
+import json
 import runpy
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demos"
 
-DEMOS: dict[str, list[str]] = {}
+DEMOS: dict[str, list[str]] = {
+    "bare_svi": ["--steps", "300"],
+    "eight_schools": ["--steps", "1500", "--draws", "200"],
+    "lambda_curve": ["--steps", "800", "--lams", "0.4"],
+    "own_pair": ["--epochs", "20", "--draws", "50"],
+    "quickstart": ["--steps", "200", "--draws", "100"],
+    "speed": ["--repeats", "2", "--steps", "40", "--json", "runs/speed.json"],
+}
+
+PICTURES = {
+    "eight_schools": {"collapse.png", "forest.png", "pair.png", "posterior.png"},
+    "lambda_curve": {"lambda_curve.png"},
+    "quickstart": {"quickstart.png"},
+}
+
+
+def says_exact(printed: str) -> None:
+    """Both ways to use the bare loss end at the exact standard deviation, up to the noise of a short run."""
+    rows = [line.split() for line in printed.splitlines() if line.startswith(("exact", "pyro.infer", "torch.nn"))]
+    exact, *found = (float(row[-1]) for row in rows)
+    assert len(found) == 2
+    assert found == pytest.approx([exact, exact], rel=0.15)
+
+
+def says_collapse(printed: str) -> None:
+    """The centred form sets off the alarm, and nobody asks Markov-chain questions of independent draws."""
+    assert "stopped with a CollapseError" in printed
+    assert "r_hat" not in printed
+
+
+def points_lie_on_the_curve(printed: str) -> None:
+    """Every standard deviation of the fitted Gaussian guides is the exact one within 2 per cent."""
+    table = pd.read_csv("runs/lambda_curve/lambda_curve.csv")
+    assert len(table) == 1 + 10 + 10
+    assert (table["fitted"] / table["exact"]).to_list() == pytest.approx([1.0] * len(table), abs=0.02)
+
+
+def numbers_are_complete(printed: str) -> None:
+    """The JSON has the machine and every repeat of every way."""
+    found = json.loads(Path("runs/speed.json").read_text())
+    assert found["machine"]["threads"] == 1
+    assert set(found["problems"]) == {"eight schools", "digits VAE"}
+    for ways in found["problems"].values():
+        assert list(ways) == ["PyTorch", "Pyro", "fit", "Pyro, 0.4", "fit, 0.4"]
+        assert all(len(way["ms_per_step"]) == len(way["over_pyro"]) == 2 for way in ways.values())
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    "bare_svi": says_exact,
+    "eight_schools": says_collapse,
+    "lambda_curve": points_lie_on_the_curve,
+    "speed": numbers_are_complete,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small demos gain nothing from a second thread, and wait for it where the machine is busy."""
+    found = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(found)
 
 
 @pytest.mark.parametrize("name", DEMOS)
-def test_demo_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As `python -m demos.NAME FLAGS` in an empty folder, in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *DEMOS[name]])
@@ -22,6 +89,8 @@ def test_demo_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     except SystemExit as end:
         if end.code:
             pytest.fail(f"demos.{name} ended with {end.code!r}")
+    assert {path.name for path in tmp_path.rglob("*.png")} == PICTURES.get(name, set())
+    CHECKS.get(name, lambda printed: None)(capsys.readouterr().out)
 
 
 def test_every_demo_is_listed() -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import random
+import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +103,24 @@ def test_the_callers_generators_are_left_alone(seeded: bool) -> None:
     pair = Pair(model, guide, data=data)
     pair.fit(steps=2, seed=0 if seeded else None, validation=rows(), progress=False)
     assert draws() == expected
+
+
+def test_the_first_bar_of_a_process_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing rich draws from Python's generator, which the model may use as well."""
+
+    def drawing(x: Tensor) -> None:
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)) + random.random(), 1.0), obs=x)
+
+    def elbos(progress: bool) -> list[float]:
+        with pyro.get_param_store().scope():
+            result = fit(drawing, lambda x: None, rows(), steps=3, seed=0, log_every=1, progress=progress)
+        return result.history["elbo"].tolist()
+
+    expected = elbos(False)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert elbos(True) == expected
 
 
 def test_random_data_of_a_pair_follow_the_seed() -> None:
@@ -380,6 +400,8 @@ def test_a_factory_sees_all_parameters_at_once() -> None:
         ({"checkpoint_every": -1}, ValueError, "checkpoint_every=-1"),
         ({"validate_every": 0.5}, TypeError, "validate_every=0.5"),
         ({"lam": "0.4"}, TypeError, "lam='0.4': expected a number"),
+        ({"posterior_samples": 1}, ValueError, "posterior_samples=1: expected 0 for none, or at least 2"),
+        ({"posterior_samples": -5}, ValueError, "posterior_samples=-5: expected an integer of at least 0"),
         ({"resume": True}, ValueError, "resume=True, but out=None.*Name its folder"),
     ],
 )
@@ -564,6 +586,37 @@ def test_progress_shows_the_terms_or_nothing(capsys: pytest.CaptureFixture[str])
     assert out == ""
     for word in ("ELBO", "KL", "entropy", "lam 0.25", "12/12"):
         assert word in err
+
+
+def test_progress_names_the_sites_of_a_mapping(capsys: pytest.CaptureFixture[str]) -> None:
+    run(progress=True, lam={"z": 0.25})
+    assert "lam a=0 z=0.25" in capsys.readouterr().err
+
+
+def test_progress_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line of the cell's output, updated; nothing on standard error, and no widgets needed."""
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, content: dict[str, str], *, raw: bool) -> None:
+            shown.append(content["text/plain"])
+
+    def display(content: dict[str, str], *, raw: bool, display_id: bool) -> Handle:
+        handle = Handle()
+        handle.update(content, raw=raw)
+        return handle
+
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr("builtins.get_ipython", lambda: shell, raising=False)
+    notebook = types.ModuleType("IPython.display")
+    notebook.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    run(progress=True)
+    assert capsys.readouterr() == ("", "")
+    assert len(shown) == 5
+    assert shown[0].startswith("fit ")
+    assert "━" * 30 + " 12/12  ELBO" in shown[-1]
 
 
 # The examples of exact answers

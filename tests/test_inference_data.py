@@ -344,6 +344,32 @@ def test_chunked_draws_have_the_same_distribution_and_share_global_latents() -> 
         torch.testing.assert_close(found, torch.full((N,), slope), atol=0.25, rtol=0)
 
 
+def test_global_latents_and_a_plate_over_the_rows_of_a_chunk() -> None:
+    """Refused for training, where priors would count too often; here each chunk stands for itself."""
+
+    def pooled(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    auto = AutoNormal(pooled)
+    idata = to_arviz(pooled, auto, rows(), num_samples=20, batch_size=2)
+    a = draws(idata, "a")
+    log_p = dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(a[:, None], 1.0).log_prob(rows()).sum(-1)
+    torch.testing.assert_close(draws(idata, "log_p", "sample_stats"), log_p)
+
+
+def test_other_rows_than_the_plate_was_written_for() -> None:
+    """Held-out rows through a model of N rows: the plate is named, and does not scale."""
+    few = rows()[:3] + 1
+    for batch_size in (None, 2):
+        idata = to_arviz(model, guide, few, num_samples=4, data_plate="data", batch_size=batch_size, groups=GROUPS)
+        a, w, z, v = (draws(idata, name) for name in "awzv")
+        likelihood = dist.Normal(z + v.sum(-1) + w[:, :1], 0.5).log_prob(few)
+        torch.testing.assert_close(draws(idata, "x", "log_likelihood"), likelihood)
+        torch.testing.assert_close(draws(idata, "log_likelihood", "sample_stats"), likelihood.sum(-1))
+
+
 def test_the_prior_group_is_the_prior() -> None:
     idata = full(num_samples=1000, groups=("prior",))
     found = moments(idata, "prior")

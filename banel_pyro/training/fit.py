@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, transformed
+from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
+from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.objectives.banel import BaNEL_ELBO
-from banel_pyro.plates import tell_autoguide
-from banel_pyro.run import FORMAT, FitResult, RunFolder, run_seed, versions
+from banel_pyro.plates import DataPlate, tell_autoguide
+from banel_pyro.run import FitResult
 from banel_pyro.schedules import Schedule, bind
 from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Weight
@@ -30,9 +31,10 @@ from banel_pyro.training.options import (
     objective_and_schedule,
     optimizer,
     positive,
+    samples,
 )
 from banel_pyro.training.parameters import OptimizerFactory, Parameters
-from banel_pyro.training.preflight import check_held_out, check_lam, preflight
+from banel_pyro.training.preflight import Checked, check_held_out, check_lam, preflight
 from banel_pyro.training.progress import Progress
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
@@ -82,7 +84,8 @@ def fit(
         lr: learning rate of an optimiser given as a class, 1e-3 by default.
         epochs: passes through the data.
         steps: optimiser steps; give this or ``epochs``.
-        batch_size: rows per step, all by default; the last batch of an epoch may be smaller.
+        batch_size: rows per step, by default those of a ``DataLoader``, else all; the last batch of an epoch may be
+            smaller.
         seed: of everything drawn here; by default drawn from torch's generator, which is else left alone.
         validation: held-out rows; their untempered ELBO goes to the history as ``val_elbo``.
         data_plate: name of the plate over data points, found by its size if left out.
@@ -109,7 +112,8 @@ def fit(
     split = data if isinstance(data, Split) else Split(data)
     objective, schedule = objective_and_schedule(objective, lam)
     factory, options = optimizer(optim, lr)
-    clip_norm, folder = positive("clip_norm", clip_norm), RunFolder.at(out, resume=resume)
+    clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
+    folder = RunFolder.at(out, resume=resume)
     seed = run_seed(seed, folder, resume=resume)
     with fork_rng(seed):
         rows = as_rows(split.train)
@@ -120,20 +124,13 @@ def fit(
             validate_every=validate_every, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         schedule = bind(schedule, plan.steps_per_epoch)
-        config = _config(objective, schedule, factory, options, plan, split, rows) | {
+        parameters = Parameters(model, guide, factory, options)
+        checked = preflight(model, guide, split, rows, plan.batch_size or num_rows(rows), data_plate, parameters)
+        with fork_rng(seed):  # the run's own numbers do not depend on what is checked
+            _check(model, guide, objective, extreme_lams(schedule, plan.steps), split, rows, held_out, plan, checked)
+        config = _config(objective, schedule, factory, options, plan, split, rows, checked.plate) | {
             "name": name or "", "seed": seed, "clip_norm": clip_norm, "posterior_samples": posterior_samples,
         }  # fmt: skip
-        parameters = Parameters(model, guide, factory, options)
-        batch = plan.batch_size or (len(rows[0]) if rows else 0)
-        checked = preflight(model, guide, split, rows, batch, data_plate, parameters)
-        if math.isinf(objective.max_plate_nesting) and objective.vectorize_particles:
-            # Pyro would count them on a batch whose plate is not told its rows; one more is for the particles
-            objective.max_plate_nesting = checked.nesting + (objective.num_particles > 1)
-        with fork_rng(seed):  # the run's own numbers do not depend on what is checked
-            lams = extreme_lams(schedule, plan.steps)
-            check_lam(objective, lams, model, guide, split.first(rows, batch), checked.plate)
-            check_held_out(model, guide, held_out, rows, checked)
-        config |= {"data_plate": checked.plate.name, "per": "datum" if checked.plate.name else "total"}
         loop = Loop(
             model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,
             steps=plan.steps, batch_size=plan.batch_size, seed=seed, log_every=plan.log_every,
@@ -149,9 +146,23 @@ def fit(
     return result
 
 
+def _check(
+    model: Any, guide: Any, objective: Any, lams: list[Any], split: Split, rows: Rows, held_out: Rows, plan: Plan,
+    checked: Checked,
+) -> None:  # fmt: skip
+    """Refuse what objective and held-out rows do not go with."""
+    if math.isinf(objective.max_plate_nesting) and objective.vectorize_particles:
+        # Pyro would count them on a batch whose plate is not told its rows; one more is for the particles
+        objective.max_plate_nesting = checked.nesting + (objective.num_particles > 1)
+    first = split.first(rows, plan.batch_size or num_rows(rows))
+    check_lam(objective, lams, model, guide, first, checked.plate)
+    check_held_out(model, guide, held_out, rows, checked)
+
+
 def _config(
-    objective: Any, schedule: Schedule, factory: Any, options: Mapping[str, Any], plan: Plan, split: Split, rows: Rows
-) -> dict[str, Any]:
+    objective: Any, schedule: Schedule, factory: Any, options: Mapping[str, Any], plan: Plan, split: Split, rows: Rows,
+    plate: DataPlate,
+) -> dict[str, Any]:  # fmt: skip
     """What made a run, as JSON."""
     return {
         "format": FORMAT,
@@ -161,7 +172,9 @@ def _config(
         "lr": options.get("lr"),
         **asdict(plan),
         "data": data_hash(rows),
-        "num_data": len(rows[0]) if rows else 0,
+        "num_data": num_rows(rows),
+        "data_plate": plate.name,
+        "per": "datum" if plate.name else "total",
         "transform": None if split.transform is None else name_of(split.transform),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pyro.infer import Trace_ELBO
 
-from banel_pyro.batches import Rows
+from banel_pyro.batches import Rows, num_rows
 from banel_pyro.objectives.banel import BaNEL_ELBO
 from banel_pyro.schedules import Schedule, as_schedule, to_config
 from banel_pyro.training.parameters import OptimizerFactory
@@ -68,7 +68,7 @@ class Plan:
         Raises:
             ValueError, TypeError: naming the option that is wrong.
         """
-        size = len(rows[0]) if rows else 0
+        size = num_rows(rows)
         batch_size = None if batch_size is None else integer("batch_size", batch_size)
         if batch_size is not None and batch_size > size:
             raise ValueError(
@@ -204,3 +204,14 @@ def positive(name: str, value: Any) -> float | None:
     if not 0 < float(value) < math.inf:
         raise ValueError(f"{name}={value!r}: expected a positive number. Write {name}=0.001, for instance.")
     return float(value)
+
+
+def samples(name: str, value: Any) -> int:
+    """A number of draws: 0, or at least the 2 that a standard deviation needs.
+
+    Raises:
+        TypeError, ValueError: if it is neither.
+    """
+    if integer(name, value, 0) == 1:
+        raise ValueError(f"{name}=1: expected 0 for none, or at least 2. Write {name}=500, for instance.")
+    return int(value)

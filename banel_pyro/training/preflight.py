@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
-from banel_pyro.batches import Rows, Split
+from banel_pyro.batches import Rows, Split, num_rows
 from banel_pyro.evaluate import held_out_elbo, trace_draws
 from banel_pyro.modules import evaluation_mode, modules_of, reachable_modules
 from banel_pyro.plates import DataPlate, find_data_plate, local_parameters, one_line, tell_autoguide
@@ -57,7 +57,7 @@ def preflight(
     Raises:
         ValueError: naming what is wrong, with its value and what to write instead.
     """
-    size = len(rows[0]) if rows else 0
+    size = num_rows(rows)
     first = split.first(rows, batch)
     with _no_stale_parameters(model, guide), parameters.watch(), _explained(first), evaluation_mode(model, guide):
         plate = find_data_plate(model, first, size, data_plate)
@@ -168,9 +168,9 @@ def _check_last_batch(model: Any, guide: Any, last: Rows, plate: DataPlate, batc
         _check_shapes(model, guide, last, plate)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the last batch of an epoch has {len(last[0])} rows instead of {batch}, and model or guide does not "
-            "take it "
-            f"({one_line(error)}). Write the plate over all data or over len(x), or choose a batch_size that divides the data."
+            f"the last batch of an epoch has {len(last[0])} rows instead of {batch}, and model or guide does not take "
+            f"it ({one_line(error)}). Write the plate over all data or over len(x), or choose a batch_size that "
+            "divides the data."
         ) from error
 
 
@@ -185,9 +185,9 @@ def _explained(rows: Rows) -> Iterator[None]:
         support = "to be within the support" in str(error) and any(not row.is_floating_point() for row in rows)
         if kinds and (types or support):
             raise ValueError(
-                f"{', '.join(kinds)}, where the model computes with {torch.get_default_dtype()} ({one_line(error)}). Convert "
-                "it with "
-                "x.to(torch.get_default_dtype()); images of integers also want dividing by their largest value, 255."
+                f"{', '.join(kinds)}, where the model computes with {torch.get_default_dtype()} ({one_line(error)}). "
+                "Convert it with x.to(torch.get_default_dtype()); images of integers also want dividing by their "
+                "largest value, 255."
             ) from error
         raise
 

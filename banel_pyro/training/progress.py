@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import random
+import importlib
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
+from banel_pyro.seeding import kept_rng
 
 __all__ = ["Progress"]
 
 
 class Progress:
-    """A context that shows a bar on standard error, or nothing.
+    """A context that shows a bar, on standard error or below a notebook's cell, or nothing.
 
     Args:
         total: steps in all.
@@ -22,31 +21,65 @@ class Progress:
     """
 
     def __init__(self, total: int, *, enabled: bool) -> None:
-        self._bar = _rich_bar() if enabled else None
-        self._task = None if self._bar is None else self._bar.add_task("fit", total=total, terms="")
+        self._bar: _Terminal | _Notebook | None = None
+        if enabled:
+            with kept_rng():  # importing rich draws from Python's generator
+                from rich.console import Console
+
+                console = Console(stderr=True)
+                # in a notebook rich needs ipywidgets, and warns without
+                self._bar = _Notebook(total) if console.is_jupyter else _Terminal(total, console)
 
     def __enter__(self) -> Progress:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, row: Mapping[str, float]) -> None:
+    def update(self, step: int, row: Mapping[str, Any]) -> None:
         """Show a row of the history."""
-        if self._bar is not None and self._task is not None:
-            terms = f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f}  entropy {row['entropy']:.2f}  lam {row['lam']:.3g}"
-            self._bar.update(self._task, completed=step, terms=terms)
+        sites = [f"{name[4:-1]}={value:.3g}" for name, value in row.items() if name.startswith("lam[")]
+        lam = " ".join(sites) or f"{row['lam']:.3g}"
+        terms = f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f}  entropy {row['entropy']:.2f}  lam {lam}"
+        if self._bar is not None:
+            self._bar.show(step, terms)
 
 
-def _rich_bar() -> RichProgress:
-    state = random.getstate()  # importing rich draws from Python's generator, which may be the run's
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Terminal:
+    """A bar of rich on a console."""
 
-    random.setstate(state)
-    terms = TextColumn("{task.fields[terms]}")
-    columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), terms, TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    def __init__(self, total: int, console: Any) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        terms = TextColumn("{task.fields[terms]}")
+        columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), terms, TimeRemainingColumn())
+        self._bar = Bar(*columns, console=console)
+        self._task = self._bar.add_task("fit", total=total, terms="")
+        self._bar.start()
+
+    def show(self, step: int, terms: str) -> None:
+        self._bar.update(self._task, completed=step, terms=terms)
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+
+class _Notebook:
+    """A bar of characters in the output of a notebook's cell, which needs nothing but IPython."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        display = importlib.import_module("IPython.display").display
+        self._handle = display(self._text(0, ""), raw=True, display_id=True)
+
+    def show(self, step: int, terms: str) -> None:
+        self._handle.update(self._text(step, terms), raw=True)
+
+    def stop(self) -> None:
+        """The last line stays."""
+
+    def _text(self, step: int, terms: str) -> dict[str, str]:
+        done = 30 * step // self.total
+        return {"text/plain": f"fit {'━' * done}{' ' * (30 - done)} {step}/{self.total}  {terms}"}

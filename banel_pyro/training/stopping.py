@@ -95,7 +95,8 @@ class CollapseDetector:
         step = int(columns["step"][best + self.window - 1])
         return site, (
             f"Since step {step} its entropy fell by {drop:.2f} nats per latent dimension, {excess:.2f} more than a "
-            f"log-concave posterior could at this lam, and the untempered ELBO fell by {fallen:.3g} (noise {noise:.2g})."
+            "log-concave posterior could at this lam, and the untempered ELBO fell by "
+            f"{fallen:.3g} (noise {noise:.2g})."
         )
 
     def _at_present_lam(self, columns: Columns) -> Columns:
