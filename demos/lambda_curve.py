@@ -122,6 +122,7 @@ def picture(table: pd.DataFrame) -> Figure:
 
 def main(args: argparse.Namespace) -> None:
     """Fit, compare, draw."""
+    torch.set_num_threads(1)  # a step is a millisecond or two: a second thread mostly waits
     table = compare(args)
     worst = (table["ratio"] - 1).abs()
     ordered = table.loc[worst.sort_values(ascending=False).index]

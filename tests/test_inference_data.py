@@ -364,7 +364,7 @@ def test_other_rows_than_the_plate_was_written_for() -> None:
     few = rows()[:3] + 1
     for batch_size in (None, 2):
         idata = to_arviz(model, guide, few, num_samples=4, data_plate="data", batch_size=batch_size, groups=GROUPS)
-        a, w, z, v = (draws(idata, name) for name in "awzv")
+        w, z, v = (draws(idata, name) for name in "wzv")
         likelihood = dist.Normal(z + v.sum(-1) + w[:, :1], 0.5).log_prob(few)
         torch.testing.assert_close(draws(idata, "x", "log_likelihood"), likelihood)
         torch.testing.assert_close(draws(idata, "log_likelihood", "sample_stats"), likelihood.sum(-1))
