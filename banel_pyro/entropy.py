@@ -48,7 +48,8 @@ def closed_form_entropy(fn: Any) -> Tensor | None:
         entropy = closed_form_entropy(fn.base_dist)
         if entropy is None:
             return None
-        entropy = entropy.expand(fn.base_dist.batch_shape)
+        if entropy.shape != fn.base_dist.batch_shape:
+            entropy = entropy.expand(fn.base_dist.batch_shape)
         axes = list(range(-fn.reinterpreted_batch_ndims, 0))
         return entropy.sum(axes) if axes else entropy
     if isinstance(fn, dist.Delta | dist.Unit):
@@ -85,8 +86,10 @@ def density_entropy(density: GuideDensity, mode: str = "auto") -> tuple[EntropyE
     if closed is None:
         return "monte_carlo", [_minus_log_q(site) for site in density.sites]
     site = density.site
-    closed = scale_and_mask(closed.expand(site["log_prob"].shape), site["scale"], site["mask"])
-    summands = [Summand(closed, closed, site["cond_indep_stack"], density.name)]
+    if closed.shape != site["log_prob"].shape:
+        closed = closed.expand(site["log_prob"].shape)
+    closed = scale_and_mask(closed, site["scale"], site["mask"])
+    summands = [Summand(closed, closed, site["cond_indep_stack"], density.name, total=closed.sum())]
     summands += [_minus_log_q(delta) for delta in density.deltas]
     return "closed_form" if density.unconstrained else "closed_form+jacobian", summands
 
@@ -94,8 +97,8 @@ def density_entropy(density: GuideDensity, mode: str = "auto") -> tuple[EntropyE
 def _minus_log_q(site: Site) -> Summand:
     log_prob, _, entropy_term = site["score_parts"]
     # Pyro's entropy_term is log q for a reparameterised site and the number 0 for a score-function one
-    surrogate = 0.0 if is_identically_zero(entropy_term) else -entropy_term
-    return Summand(-log_prob, surrogate, site["cond_indep_stack"])
+    surrogate = 0.0 if is_identically_zero(entropy_term) else entropy_term
+    return Summand(log_prob, surrogate, site["cond_indep_stack"], weight=-1.0, total=site["log_prob_sum"])
 
 
 def _refuse_closed_form(density: GuideDensity, *, has_base: bool) -> None:

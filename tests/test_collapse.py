@@ -76,8 +76,8 @@ def test_the_report_names_site_and_figures() -> None:
     assert found is not None
     site, report = found
     assert site == "z"
-    # from the mean of the first five points to that of the last five
-    assert "Since step 50 its entropy fell by 2.75 nats per latent dimension, 2.39 more than" in report
+    # from the mean of the first five points to that of the last five; the excess is that of the five before
+    assert "Since step 50 its entropy fell by 2.75 nats per latent dimension, at least 2.14 more than" in report
     error = CollapseError(600, site, report)
     assert "step 600: the guide collapses at site 'z'" in str(error)
     for remedy in ("smaller lam", "non-centred", "mapping of lam", "collapse=None"):
@@ -185,11 +185,16 @@ def test_fires_on_centred_eight_schools() -> None:
     assert 1000 < stopped.value.step < 3000
 
 
+@pytest.mark.parametrize(("lr", "steps", "seed"), [(0.05, 600, 2), (0.1, 300, 3)])
+def test_silent_where_a_large_step_size_makes_one_low_window(lr: float, steps: int, seed: int) -> None:
+    eight_schools.noncentered().fit(lam=0.3, lr=lr, steps=steps, seed=seed, progress=False)
+
+
 def test_collapse_can_be_allowed() -> None:
-    options: dict[str, Any] = {"lam": 0.5, "lr": 0.05, "steps": 600, "log_every": 4, "seed": 0, "progress": False}
+    options: dict[str, Any] = {"lam": 0.5, "lr": 0.02, "steps": 1000, "seed": 0, "progress": False}
     with pyro.get_param_store().scope(), pytest.raises(CollapseError):
         eight_schools.centered().fit(**options)
-    assert len(eight_schools.centered().fit(**options, collapse=None).history) == 150
+    assert len(eight_schools.centered().fit(**options, collapse=None).history) == 100
 
 
 @pytest.mark.parametrize(("lam", "lr"), [(0.8, 0.01), (0.9, 0.05)])

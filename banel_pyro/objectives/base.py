@@ -92,7 +92,7 @@ class Objective(Trace_ELBO):
         """An estimate of the loss in nats; adds its gradient to the parameters' ``.grad`` (``SVI.step``)."""
         loss = 0.0
         for bound in self._particles(model, guide, args, kwargs):
-            surrogate, value = self._surrogate(bound)
+            surrogate, value = self._surrogate(bound, _Totals(bound, self.penalty(bound)))
             if surrogate.requires_grad:
                 (surrogate / self.num_particles).backward(retain_graph=self.retain_graph)
             loss += value.item() / self.num_particles
@@ -109,10 +109,11 @@ class Objective(Trace_ELBO):
         """
         surrogates, terms, entropies = [], [], []
         for bound in self._particles(model, guide, args, kwargs):
-            penalty = self.penalty(bound)
-            surrogates.append(self._surrogate(bound, penalty)[0])
-            terms.append(self._terms(bound, penalty))
-            entropies.append({name: _total(found).detach() for name, found in bound.entropy.items()})
+            totals = _Totals(bound, self.penalty(bound))
+            surrogates.append(self._surrogate(bound, totals)[0])
+            with torch.no_grad():  # entropies without a penalty need no graph
+                entropies.append({name: _total(found).detach() for name, found in bound.entropy.items()})
+                terms.append(self._terms(totals, entropies[-1]))
         sites = {name: sum((e[name] for e in entropies[1:]), entropies[0][name]) for name in entropies[0]}
         loss = sum(surrogates[1:], surrogates[0]) / self.num_particles
         return loss, self._average(terms), {name: value / self.num_particles for name, value in sites.items()}
@@ -120,8 +121,11 @@ class Objective(Trace_ELBO):
     @torch.no_grad()
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> LossTerms:
         """The terms of the loss as totals in nats (0-dim tensors)."""
-        bounds = self._particles(model, guide, args, kwargs)
-        return self._average([self._terms(bound, self.penalty(bound)) for bound in bounds])
+        terms = []
+        for bound in self._particles(model, guide, args, kwargs):
+            entropies = {name: _total(found) for name, found in bound.entropy.items()}
+            terms.append(self._terms(_Totals(bound, self.penalty(bound)), entropies))
+        return self._average(terms)
 
     @torch.no_grad()
     def terms_per_datum(self, model: Any, guide: Any, *args: Any, data_plate: str = "data", **kwargs: Any) -> LossTerms:
@@ -165,36 +169,76 @@ class Objective(Trace_ELBO):
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             yield Bound(model_trace, guide_trace, entropy=self.entropy, kl=self.kl)
 
-    def _surrogate(self, bound: Bound, penalty: list[Summand] | None = None) -> tuple[Tensor, Tensor]:
+    def _surrogate(self, bound: Bound, totals: _Totals) -> tuple[Tensor, Tensor]:
         """What is differentiated, and the loss itself, for one particle (or one plate of particles)."""
-        penalty = self.penalty(bound) if penalty is None else penalty
-        loss_summands = [s.weighted(-1.0) for s in bound.log_likelihood] + bound.kl + penalty
-        value = _total(loss_summands).detach()
-        surrogate = sum(s.surrogate.sum() for s in loss_summands if isinstance(s.surrogate, Tensor))
+        surrogate = totals.surrogate()
         costs = None
         for name, density in bound.densities.items():
             for site in density.sites:
                 score = site["score_parts"].score_function
                 if not is_identically_zero(score):
-                    costs = costs or Costs(loss_summands)
+                    costs = costs or Costs(totals.loss_summands)
                     surrogate = surrogate + (costs.of(site["cond_indep_stack"], name) * score).sum()
-        return torch.as_tensor(surrogate), value
+        return torch.as_tensor(surrogate), totals.loss
 
-    def _terms(self, bound: Bound, penalty: list[Summand]) -> LossTerms:
-        entropy = [s for summands in bound.entropy.values() for s in summands]
-        parts = (bound.log_likelihood, bound.kl, entropy, penalty)
-        log_likelihood, kl, total_entropy, total_penalty = (_total(part).detach() for part in parts)
-        return LossTerms(log_likelihood, kl, total_entropy, self.weight, total_penalty)
+    def _terms(self, totals: _Totals, entropies: dict[str, Tensor]) -> LossTerms:
+        entropy = sum(entropies.values()) if entropies else torch.zeros(())
+        return LossTerms(
+            totals.log_likelihood.detach(), totals.kl.detach(), entropy, self.weight, totals.penalty.detach()
+        )
 
     def _average(self, terms: list[LossTerms]) -> LossTerms:
         total = sum(terms[1:], terms[0])
         return total if self.num_particles == 1 else total.map(lambda x: x / self.num_particles)
 
 
+class _Totals:
+    """The terms of the loss for one particle, each summed once: for the loss, its gradient and its record."""
+
+    def __init__(self, bound: Bound, penalty: list[Summand]) -> None:
+        self._bound, self._penalty = bound, penalty
+        self.log_likelihood, self.kl = _total(bound.log_likelihood), _total(bound.kl)
+        self.penalty = _total(penalty)
+
+    @property
+    def loss_summands(self) -> list[Summand]:
+        """All summands of the loss."""
+        return [s.weighted(-1.0) for s in self._bound.log_likelihood] + self._bound.kl + self._penalty
+
+    @property
+    def loss(self) -> Tensor:
+        """-ELBO + penalty, in nats."""
+        return (self.kl - self.log_likelihood + self.penalty).detach()
+
+    def surrogate(self) -> Tensor:
+        """What the pathwise estimator differentiates: the totals themselves where all summands are pathwise."""
+        kl = _surrogate_total(self._bound.kl, self.kl)
+        surrogate = kl - self.log_likelihood
+        return surrogate + _surrogate_total(self._penalty, self.penalty) if self._penalty else surrogate
+
+
+def _surrogate_total(summands: list[Summand], total: Tensor) -> Tensor:
+    if all(s.surrogate is s.value for s in summands):
+        return total
+    return _weighted_sum([(s.weight, s.surrogate.sum()) for s in summands if isinstance(s.surrogate, Tensor)])
+
+
 def _total(summands: list[Summand]) -> Tensor:
-    if not summands:
-        return torch.zeros(())
-    return sum((s.value.sum() for s in summands[1:]), summands[0].value.sum())
+    return _weighted_sum([(s.weight, s.value.sum() if s.total is None else s.total) for s in summands])
+
+
+def _weighted_sum(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
+    """Sum of weight times tensor, multiplying once for each weight: a small model has many terms of equal weight."""
+    sums: dict[float | Tensor, Tensor] = {}
+    for weight, tensor in terms:
+        sums[weight] = sums[weight] + tensor if weight in sums else tensor
+    total = sums.pop(1.0, None)
+    minus = sums.pop(-1.0, None)
+    if minus is not None:
+        total = -minus if total is None else total - minus
+    for weight, tensor in sums.items():
+        total = tensor * weight if total is None else total + tensor * weight
+    return torch.zeros(()) if total is None else total
 
 
 def _plate_size(bound: Bound, plate: str) -> int:
@@ -214,7 +258,7 @@ def _plate_size(bound: Bound, plate: str) -> int:
 def _rows(summands: list[Summand], plate: str, size: int) -> Tensor:
     rows = torch.zeros(size)
     for s in summands:
-        row = on_plate(s.value, s.stack, plate)
+        row = on_plate(s.weighted_value, s.stack, plate)
         rows = rows if row is None else rows + row
     return rows
 

@@ -39,7 +39,7 @@ class Bound:
     def log_likelihood(self) -> list[Summand]:
         """log p of what is observed; ``pyro.factor`` statements of the model count here."""
         return [
-            Summand(site["log_prob"], site["log_prob"], site["cond_indep_stack"])
+            Summand(site["log_prob"], site["log_prob"], site["cond_indep_stack"], total=site["log_prob_sum"])
             for _, site in sample_sites(self.model_trace)
             if site["is_observed"]
         ]
@@ -57,10 +57,11 @@ class Bound:
                 continue
             log_prob, _, entropy_term = site["score_parts"]
             own = 0.0 if is_identically_zero(entropy_term) else entropy_term
-            summands.append(Summand(log_prob, own, site["cond_indep_stack"]))
+            summands.append(Summand(log_prob, own, site["cond_indep_stack"], total=site["log_prob_sum"]))
             if name in self.model_trace.nodes:
                 prior = self.model_trace.nodes[name]
-                summands.append(Summand(-prior["log_prob"], -prior["log_prob"], prior["cond_indep_stack"]))
+                value, total = prior["log_prob"], prior["log_prob_sum"]
+                summands.append(Summand(value, value, prior["cond_indep_stack"], None, -1.0, total))
         return summands
 
     @cached_property
@@ -113,7 +114,7 @@ class Costs:
     """
 
     def __init__(self, summands: list[Summand]) -> None:
-        self._all = MultiFrameTensor(*((s.stack, s.value.detach()) for s in summands))
+        self._all = MultiFrameTensor(*((s.stack, s.weighted_value.detach()) for s in summands))
         self._owned: Mapping[str, list[Summand]] = {
             name: [s for s in summands if s.owner == name] for name in {s.owner for s in summands if s.owner}
         }
@@ -123,5 +124,5 @@ class Costs:
         cost = self._all.sum_to(stack)
         own = self._owned.get(name, [])
         if own:
-            cost = cost - MultiFrameTensor(*((s.stack, s.value.detach()) for s in own)).sum_to(stack)
+            cost = cost - MultiFrameTensor(*((s.stack, s.weighted_value.detach()) for s in own)).sum_to(stack)
         return torch.as_tensor(cost)

@@ -98,6 +98,9 @@ def first_bad_site(model_trace: Any, guide_trace: Any) -> str | None:
 
 def first_bad_parameter(parameters: dict[str, Tensor]) -> str | None:
     """The first parameter that is not finite, or whose gradient is not; None if all are fine."""
+    tensors = [t.detach() for p in parameters.values() for t in (p, p.grad) if t is not None]
+    if not tensors or bool(torch.isfinite(torch.stack(torch._foreach_norm(tensors))).all()):
+        return None  # one question for all of them; what follows says which
     for name, parameter in parameters.items():
         if not bool(torch.isfinite(parameter).all()):
             return f"parameter '{name}'"

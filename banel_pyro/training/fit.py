@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
+import pyro
 import torch
 
 from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
@@ -188,7 +189,9 @@ def _train(
     """Train, or go on with training, in the run folder; False if the very same run had already ended in it."""
     state = None if folder is None else folder.find_state(config, resume=resume)
     finished = state is not None and state["step"] == loop.steps and folder is not None and folder.is_finished(config)
-    with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate):
+    # Pyro would read the log-probability of every site on every step to warn of NaN; the loop reads at log points
+    unread = pyro.settings.context(validate_poutine=False)
+    with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate), unread:
         if state is not None:
             loop.load(state)
         if folder is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +105,9 @@ class Loop:
         """The first half of a step: terms, entropies and rows of the batch; leaves gradients at the parameters."""
         index, rows = self.batch()
         self.objective.lam = self.schedule(self.step, self.last_terms)
-        with self.plate.rows(index), self.parameters.watch():
+        told = self.plate.rows(index)
+        # one that has nothing to tell would cost every site a call
+        with told if told.scaled and index is not None else nullcontext(), self.parameters.watch():
             loss, terms, entropies = self.objective.loss_and_terms(self.model, self.guide, *rows)
         if loss.requires_grad:
             loss.backward()
@@ -150,7 +153,9 @@ class Loop:
         self.history.append(row | self._judge())
         self._meter, self._metered = None, 0
         self.good = self.state()
-        found = None if self.collapse is None else self.collapse.check(self.history, self.sizes)
+        if self.collapse is None or (len(self.history) % self.collapse.window and self.step != self.steps):
+            return  # it looks at means over a window: once in each is enough
+        found = self.collapse.check(self.history, self.sizes)
         if found is not None:
             raise CollapseError(self.step, *found)
 

@@ -41,6 +41,7 @@ class Parameters:
         self._factory, self._options = factory, options
         self._known: dict[Tensor, str] = {}
         self._groups: list[list[str]] = []
+        self._complete = -1  # size of the param store when all that it held was ours
         self.optimizer: torch.optim.Optimizer | None = None
 
     def names(self) -> dict[str, Tensor]:
@@ -52,15 +53,26 @@ class Parameters:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Note the parameters that a block uses, and give new ones to the optimiser."""
+        if len(pyro.get_param_store()._params) == self._complete:  # a new one will show in the size of the store
+            yield
+            if len(pyro.get_param_store()._params) != self._complete:
+                self._note({p: n for n, p in pyro.get_param_store()._params.items()})
+            return
         with poutine.trace(param_only=True) as capture:
             yield
         sites = capture.trace.nodes.values()
         used = {_unconstrained(site["value"]): str(site["name"]) for site in sites if site["type"] == "param"}
         if not self._known:
             used |= {p: n for m in self._modules for n, p in m.named_parameters() if p not in used}
+        self._note(used)
+
+    def _note(self, used: dict[Tensor, str]) -> None:
         new = {p: n for p, n in used.items() if p not in self._known and p.requires_grad}
         if new:
             self._add(new)
+        stored = pyro.get_param_store()._params.values()
+        ours = all(p in self._known for p in stored) and not pyro.settings.get("module_local_params")
+        self._complete = len(stored) if ours else -1
 
     def _add(self, new: dict[Tensor, str]) -> None:
         self._known |= new
@@ -85,7 +97,8 @@ class Parameters:
         """One step of the optimiser, gradients dropped afterwards."""
         if self.optimizer is not None:
             self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
+            for parameter in self._known:
+                parameter.grad = None
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -138,7 +151,7 @@ class Parameters:
                 known[name].copy_(value)
             else:
                 known[name] = _insert(store, name, value, state["constraints"][name])
-        self._known, self._groups, self.optimizer = {}, [], None
+        self._known, self._groups, self.optimizer, self._complete = {}, [], None, -1
         for names in state["groups"]:
             self._add({known[name]: name for name in names})
         for parameter in self._known:

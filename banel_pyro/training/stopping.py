@@ -40,9 +40,9 @@ class CollapseDetector:
     At weight λ the optimum :math:`p(z \mid x)^{1/(1-\lambda)}` is narrower than the posterior, for a log-concave
     one by at most :math:`-\log(1-\lambda)` nats in each dimension (half of that for a Gaussian), and stays there.
     The detector fires when, since the log point with the best untempered ELBO, some site's entropy has fallen
-    by more than that plus ``margin`` nats per dimension, is still falling, and the untempered ELBO has fallen
-    beyond its noise. It looks only at log points whose λ is within ``tolerance`` of the present one: a
-    schedule that raises λ narrows the guide rightly.
+    by more than that plus ``margin`` nats per dimension in two windows running, is still falling, and the
+    untempered ELBO has fallen, all beyond their noise. It looks only at log points whose λ is within
+    ``tolerance`` of the present one: a schedule that raises λ narrows the guide rightly.
 
     The bound follows from :math:`\operatorname{Var}(\log p(z)) \le d` for log-concave densities in d dimensions
     (Fradelizi, Madiman, Wang 2016, arXiv 1508.04093).
@@ -50,7 +50,7 @@ class CollapseDetector:
     Args:
         margin: nats per latent dimension beyond the bound.
         window: log points that are averaged on each side of a comparison.
-        noise: standard errors by which the untempered ELBO must have fallen.
+        noise: standard errors by which entropy and untempered ELBO must have fallen.
         tolerance: of λ, within which log points are compared.
 
     Raises:
@@ -94,7 +94,7 @@ class CollapseDetector:
             return None
         step = int(columns["step"][best + self.window - 1])
         return site, (
-            f"Since step {step} its entropy fell by {drop:.2f} nats per latent dimension, {excess:.2f} more than a "
+            f"Since step {step} its entropy fell by {drop:.2f} nats per latent dimension, at least {excess:.2f} more than a "
             "log-concave posterior could at this lam, and the untempered ELBO fell by "
             f"{fallen:.3g} (noise {noise:.2g})."
         )
@@ -125,10 +125,13 @@ class CollapseDetector:
         if not lam > 0 or not np.isfinite(per_dimension).all():
             return 0.0, 0.0
         before, now = per_dimension[best : best + w].mean(), per_dimension[-w:].mean()
-        if now >= per_dimension[-2 * w : -w].mean():  # no longer falling
+        earlier = per_dimension[-2 * w : -w].mean()
+        if now >= earlier:  # no longer falling
             return 0.0, 0.0
         bound = -math.log1p(-lam) if lam < 1 else 0.0
-        return float(before - now - bound), float(before - now)
+        noise = self.noise * math.sqrt(_noise_variance(per_dimension) * 2 / w)
+        # the earlier window had to be below it as well: one low window of a noisy step size is no trend
+        return float(before - earlier - bound - noise), float(before - now)
 
 
 def _columns(history: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Columns:
