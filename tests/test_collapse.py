@@ -77,7 +77,7 @@ def test_the_report_names_site_and_figures() -> None:
     site, report = found
     assert site == "z"
     # from the mean of the first five points to that of the last five; the excess is that of the five before
-    assert "Since step 50 its entropy fell by 2.75 nats per latent dimension, at least 2.14 more than" in report
+    assert "Since step 50 its entropy fell by 2.75 nats per latent dimension, at least 2.14 more" in report
     error = CollapseError(600, site, report)
     assert "step 600: the guide collapses at site 'z'" in str(error)
     for remedy in ("smaller lam", "non-centred", "mapping of lam", "collapse=None"):

@@ -94,8 +94,8 @@ class CollapseDetector:
             return None
         step = int(columns["step"][best + self.window - 1])
         return site, (
-            f"Since step {step} its entropy fell by {drop:.2f} nats per latent dimension, at least {excess:.2f} more than a "
-            "log-concave posterior could at this lam, and the untempered ELBO fell by "
+            f"Since step {step} its entropy fell by {drop:.2f} nats per latent dimension, at least {excess:.2f} more "
+            "than a log-concave posterior could at this lam, and the untempered ELBO fell by "
             f"{fallen:.3g} (noise {noise:.2g})."
         )
 
