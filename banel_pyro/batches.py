@@ -130,8 +130,7 @@ def _refuse_other_sampler(loader: DataLoader[Any], name: str) -> None:
     if not isinstance(loader.sampler, RandomSampler | SequentialSampler) or loader.batch_size is None:
         raise TypeError(
             f"{name} is a DataLoader with a {type(loader.sampler).__name__} and batch_size={loader.batch_size}: each "
-            "row "
-            "is to be seen once an epoch. Pass the dataset itself, for a subset torch.utils.data.Subset."
+            "row is to be seen once an epoch. Pass the dataset itself, for a subset torch.utils.data.Subset."
         )
 
 

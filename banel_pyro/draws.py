@@ -58,8 +58,7 @@ class Table:
             if group != "observed_data" and count < self.draws:
                 raise ValueError(
                     f"site '{name}' is in {count} of {self.draws} draws only: expected the same sites in every draw. "
-                    "Draw it "
-                    "always, or hide it with poutine.block."
+                    "Draw it always, or hide it with poutine.block."
                 )
         dims = {"chain", "draw"}.union(*self.dims.get(group, {}).values())
         clash = sorted(found.keys() & dims)
@@ -84,8 +83,7 @@ class Table:
                     if sizes.setdefault(dim, n) != n:
                         raise ValueError(
                             f"dim '{dim}' has length {sizes[dim]} and, at site '{name}', {n}: expected one plate of "
-                            "that name. "
-                            "Rename one of the plates."
+                            "that name. Rename one of the plates."
                         )
         return sizes
 
@@ -183,8 +181,7 @@ class Table:
         if arrays[name].shape != shape:
             raise ValueError(
                 f"site '{name}' has shape {shape[1:]} in one draw and {arrays[name].shape[1:]} in another: expected "
-                "the same "
-                "in every draw and chunk. Put what has a row for each datum inside the data plate."
+                "the same in every draw and chunk. Put what has a row for each datum inside the data plate."
             )
         self._filled.setdefault((group, name), set()).add(-1 if draw is None else draw)
         return arrays[name]

@@ -161,8 +161,7 @@ def paired_difference(a: Array, b: Array) -> Estimate:
     """
     if a.shape != b.shape:
         raise ValueError(
-            f"paired values have shapes {a.shape} and {b.shape}: expected the same data points in both. Evaluate "
-            "both runs "
-            "on the same rows."
+            f"paired values have shapes {a.shape} and {b.shape}: expected the same data points in both. Evaluate both "
+            "runs on the same rows."
         )
     return mean_estimate(a - b)

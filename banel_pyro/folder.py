@@ -73,9 +73,8 @@ class RunFolder:
         state = self.read_state() if (self.path / "state.pt").exists() else None
         if state is not None and state["step"] > config["steps"]:
             raise ValueError(
-                f"steps={config['steps']}, but the run in out='{self.path}' has already done {state['step']}. Ask "
-                "for more, "
-                "or choose another folder."
+                f"steps={config['steps']}, but the run in out='{self.path}' has already done {state['step']}. Ask for "
+                "more, or choose another folder."
             )
         return state
 
@@ -106,8 +105,7 @@ class RunFolder:
         if config.get("format") != FORMAT:
             raise ValueError(
                 f"'{self.path}' is a run of format {config.get('format')!r}, this version reads format {FORMAT}. Use "
-                "the version "
-                f"that wrote it: {config.get('versions', {}).get('banel_pyro', 'unknown')}."
+                f"the version that wrote it: {config.get('versions', {}).get('banel_pyro', 'unknown')}."
             )
         return config
 

@@ -64,8 +64,7 @@ class Pair:
         if self.data is not None and not callable(self.data):
             raise TypeError(
                 f"Pair: data is a {type(self.data).__name__}: expected a callable without arguments that returns the "
-                "data. "
-                "Write data=lambda: x."
+                "data. Write data=lambda: x."
             )
 
     def split(self) -> Split:

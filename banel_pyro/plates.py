@@ -178,8 +178,9 @@ def _no_plate(seen: _Seen, fits: list[str], size: int, batch: int) -> str:
         return f"plates {fits} could each be the one over data points. Name it: data_plate='{fits[0]}'."
     what = f"minibatches of {batch} of {size} rows need" if batch < size else f"{size} rows need"
     why = f" ({one_line(seen.error)})" if seen.error is not None else ""
+    has = f"none of that size, only {seen.sizes}" if seen.sizes else "no plates"
     return (
-        f"{what} a plate over data points, and the model has none of that size, only {seen.sizes or 'no plates'}{why}. "
+        f"{what} a plate over data points, and the model has {has}{why}. "
         f"Write `with pyro.plate('data', {size}):` around what is local to a row."
     )
 
@@ -189,8 +190,7 @@ def _check_minibatches(trace: Any, plate: DataPlate, size: int, batch: int, *, t
     if any(not frame.vectorized for frame in frames):
         raise ValueError(
             f"plate '{plate.name}' is a loop over rows (for i in pyro.plate), which cannot be told which {batch} of "
-            f"{size} "
-            f"rows are in the batch. Write `with pyro.plate('{plate.name}', {size}):`, or use batch_size=None."
+            f"{size} rows are in the batch. Write `with pyro.plate('{plate.name}', {size}):`, or use batch_size=None."
         )
     if training and not plate.scaled:
         _refuse_global_latents(trace, plate, size, batch)
@@ -206,10 +206,8 @@ def _refuse_global_latents(trace: Any, plate: DataPlate, size: int, batch: int) 
     if outside:
         raise ValueError(
             f"plate '{plate.name}' is written over the {batch} rows of the batch, but the latents {outside} lie "
-            "outside it: "
-            f"their priors would count {size / batch:g} times too much. Write pyro.plate('{plate.name}', {size}), "
-            "the size of "
-            "all data."
+            f"outside it: their priors would count {size / batch:g} times too much. Write pyro.plate('{plate.name}', "
+            f"{size}), the size of all data."
         )
 
 

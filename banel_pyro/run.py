@@ -97,8 +97,8 @@ class FitResult:
         if self.local and self.transform is None and not trained:
             raise ValueError(
                 f"data: the guide has {list(self.local)} for each row of the training data, so it says nothing about "
-                "other "
-                "rows. Leave data out, pass the first of the training rows, or use a guide that computes from the row."
+                "other rows. Leave data out, pass the first of the training rows, or use a guide that computes from "
+                "the row."
             )
 
     @staticmethod
@@ -132,8 +132,6 @@ def _check_data(path: Path, config: dict[str, Any], rows: Rows) -> None:
     if data_hash(rows) != config["data"]:
         raise ValueError(
             f"the run in '{path}' was trained on other data than those of the pair ({config['num_data']} rows with "
-            "hash "
-            f"{config['data'][:12]}, here {num_rows(rows)} rows with {data_hash(rows)[:12]}). Use the "
-            "pair that "
+            f"hash {config['data'][:12]}, here {num_rows(rows)} rows with {data_hash(rows)[:12]}). Use the pair that "
             "wrote it, with the same data and default dtype."
         )

@@ -30,8 +30,7 @@ class NonFiniteError(FloatingPointError):
         self.step, self.where = step, where
         super().__init__(
             f"step {step}: {where} is not finite. The parameters are those before this step. Try a smaller lr, "
-            "clip_norm=, "
-            "or look at that site's scale."
+            "clip_norm=, or look at that site's scale."
         )
 
 

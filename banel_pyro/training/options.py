@@ -140,9 +140,8 @@ def optimizer(optim: Any, lr: float | None) -> tuple[OptimizerFactory, dict[str,
     if wrong_class or not (optim is None or callable(optim)):
         kind = name_of(optim)
         raise TypeError(
-            f"optim is a {kind}: expected a torch.optim class, such as optim=torch.optim.Adam with lr=, or a "
-            "callable from "
-            "parameters to an optimiser."
+            f"optim is a {kind}: expected a torch.optim class, such as optim=torch.optim.Adam with lr=, or a callable "
+            "from parameters to an optimiser."
         )
     if optim is None:
         return torch.optim.Adam, {"lr": lr or 1e-3, "fused": True}

@@ -215,8 +215,7 @@ def _checked_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
         raise TypeError(
             f"optim is {type(optimizer).__name__}, which evaluates the loss several times a step: expected an "
-            "optimiser of "
-            "stochastic gradients, such as torch.optim.Adam."
+            "optimiser of stochastic gradients, such as torch.optim.Adam."
         )
     return optimizer
 
@@ -247,9 +246,8 @@ def _insert(store: Any, name: str, value: Tensor, constraint: Any) -> Tensor:
     """Let a parameter wait in the param store for the pair to ask for it."""
     if constraint is None:
         raise ValueError(
-            f"parameter '{name}' first appears at a later step, with a constraint that is not one of torch's or "
-            "Pyro's and "
-            "was not saved. Make the parameter at the first step, or use a constraint of torch.distributions."
+            f"parameter '{name}' first appears at a later step, with a constraint that is not one of torch's or Pyro's "
+            "and was not saved. Make the parameter at the first step, or use a constraint of torch.distributions."
         )
     parameter = nn.Parameter(value.clone())
     _put(store, name, parameter, constraint)

@@ -91,9 +91,9 @@ def check_held_out(model: Any, guide: Any, held_out: Rows, rows: Rows, checked: 
         )
     if checked.local:
         raise ValueError(
-            f"validation: the guide has {list(checked.local)} for each row of plate '{checked.plate.name}', so it "
-            "says nothing "
-            "about new rows. Leave validation out, or use a guide that computes a row's posterior from the row."
+            f"validation: the guide has {list(checked.local)} for each row of plate '{checked.plate.name}', so it says "
+            "nothing about new rows. Leave validation out, or use a guide that computes a row's posterior from the "
+            "row."
         )
     with _explained(held_out):
         held_out_elbo(model, guide, held_out, checked.plate)
@@ -130,16 +130,14 @@ def _check_shapes(model: Any, guide: Any, first: Rows, plate: DataPlate) -> None
         prior, drawn = tuple(site["value"].shape), tuple(guide_trace.nodes[name]["value"].shape)
         if prior != drawn:
             raise ValueError(
-                f"model and guide disagree in shape at site '{name}': {prior} in the model, {drawn} in the guide. "
-                "Draw it "
-                "with the same batch and event shape in both (plates, .to_event)."
+                f"model and guide disagree in shape at site '{name}': {prior} in the model, {drawn} in the guide. Draw "
+                "it with the same batch and event shape in both (plates, .to_event)."
             )
         sizes = [_full_size(s, plate.name) for s in (site, guide_trace.nodes[name])]
         if None not in sizes and sizes[0] != sizes[1]:
             raise ValueError(
-                f"plate '{plate.name}' at site '{name}' has {sizes[0]} rows in the model and {sizes[1]} in the "
-                "guide, which "
-                f"Pyro would scale differently. Write pyro.plate('{plate.name}', {plate.size}) in both."
+                f"plate '{plate.name}' at site '{name}' has {sizes[0]} rows in the model and {sizes[1]} in the guide, "
+                f"which Pyro would scale differently. Write pyro.plate('{plate.name}', {plate.size}) in both."
             )
 
 
@@ -156,8 +154,8 @@ def _check_local(guide: Any, first: Rows, plate: DataPlate, size: int) -> tuple[
     if local and not plate.scaled and len(index) < size:
         raise ValueError(
             f"plate '{plate.name}' is written over the {len(index)} rows of the batch, but the guide has {local} for "
-            "each "
-            f"row: different rows would share them. Write pyro.plate('{plate.name}', {size}), the size of all data."
+            f"each row: different rows would share them. Write pyro.plate('{plate.name}', {size}), the size of all "
+            "data."
         )
     return tuple(local)
 
@@ -222,8 +220,6 @@ def _refuse_stale(names: list[str]) -> None:
     if names:
         raise ValueError(
             f"the param store already holds {sorted(set(names))[:4]} from another module, which Pyro would use in "
-            "place of "
-            "this pair's own. Call pyro.clear_param_store() first, train inside `with "
-            "pyro.get_param_store().scope():`, or "
-            "give the attributes of model and guide different names."
+            "place of this pair's own. Call pyro.clear_param_store() first, train inside `with "
+            "pyro.get_param_store().scope():`, or give the attributes of model and guide different names."
         )
