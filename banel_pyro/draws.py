@@ -131,7 +131,8 @@ class Table:
                 local += terms
             else:  # a joint density belongs to no row, though some of its latents do
                 self._add_total(draw, f"log_q_{name}", terms, first)
-        for name, terms in {"log_p": [*p.values()], "log_likelihood": observed, "log_q": [*q.values()]}.items():
+        # not "log_likelihood": az.loo takes a variable of that name in sample_stats for pointwise values
+        for name, terms in {"log_p": [*p.values()], "log_lik": observed, "log_q": [*q.values()]}.items():
             self._add_total(draw, name, terms, first)
             if local:
                 self._put_rows(draw, f"{name}_datum", local if name == "log_q" else terms, index)

@@ -44,7 +44,7 @@ def to_arviz(
 
     The draws are independent: R-hat and autocorrelations say nothing about them; use
     ``az.summary(idata, kind="stats")``. ``sample_stats`` holds, per draw and in nats, ``log_p`` =
-    log p(x, z), ``log_q`` = log q(z), ``log_likelihood`` and the part ``log_q_NAME`` of each density of
+    log p(x, z), ``log_q`` = log q(z), ``log_lik`` = log p(x | z) and the part ``log_q_NAME`` of each density of
     the guide, for local latents also per datum (``log_p_datum`` and so on). Masks count, scales do not.
     A point mass (AutoDelta) counts 0 in ``log_q``, as in Pyro. Modules are in evaluation mode meanwhile.
 

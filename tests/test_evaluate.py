@@ -107,7 +107,7 @@ def test_the_held_out_elbo_of_global_latents(batch: int) -> None:
     idata = to_arviz(pair.model, pair.guide, x, num_samples=400, seed=0, groups=("log_likelihood",))
     log_lik = idata["log_likelihood"]["x"].to_numpy()[0][:, :batch].mean(1)
     kl = (idata["sample_stats"]["log_q"] - idata["sample_stats"]["log_p"]).to_numpy()[0]
-    kl = (kl + idata["sample_stats"]["log_likelihood"].to_numpy()[0]) / len(x)
+    kl = (kl + idata["sample_stats"]["log_lik"].to_numpy()[0]) / len(x)
     values = log_lik - kl
     error = math.hypot(float(stats.sem(values)), float(stats.sem(found)))
     assert abs(np.mean(found) - values.mean()) < 5 * error

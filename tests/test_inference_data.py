@@ -82,8 +82,8 @@ def test_plates_and_events_are_named_dims() -> None:
         "posterior_predictive": {"x": {"data": N}},
         "log_likelihood": {"x": {"data": N}},
         "sample_stats": {
-            **{name: {} for name in ("log_p", "log_q", "log_likelihood", "log_q_a", "log_q_w")},
-            **{f"{name}_datum": {"data": N} for name in ("log_p", "log_q", "log_likelihood")},
+            **{name: {} for name in ("log_p", "log_q", "log_lik", "log_q_a", "log_q_w")},
+            **{f"{name}_datum": {"data": N} for name in ("log_p", "log_q", "log_lik")},
             **{name: {"data": N} for name in ("log_q_z", "log_q_v")},
         },
     }
@@ -232,8 +232,8 @@ def test_log_p_and_log_q_are_those_of_the_draws() -> None:
         }
         global_p = dist.Normal(0.0, 1.0).log_prob(a) + dist.Dirichlet(torch.ones(3)).log_prob(w)
         expected = {
-            "log_likelihood_datum": likelihood,
-            "log_likelihood": likelihood.sum(-1),
+            "log_lik_datum": likelihood,
+            "log_lik": likelihood.sum(-1),
             "log_p_datum": local_p,
             "log_p": local_p.sum(-1) + global_p,
             "log_q_datum": local_q["z"] + local_q["v"],
@@ -298,7 +298,7 @@ def test_factors_count_in_the_likelihood_and_are_no_data() -> None:
     idata = to_arviz(with_factor, AutoNormal(with_factor), rows(), num_samples=5, groups=GROUPS)
     a = draws(idata, "a")
     expected = dist.Normal(a[:, None], 1.0).log_prob(rows()).sum(-1) - a * a
-    torch.testing.assert_close(draws(idata, "log_likelihood", "sample_stats"), expected)
+    torch.testing.assert_close(draws(idata, "log_lik", "sample_stats"), expected)
     for group in ("observed_data", "posterior_predictive", "log_likelihood"):
         assert list(idata[group].data_vars) == ["x"]
 
@@ -367,7 +367,7 @@ def test_other_rows_than_the_plate_was_written_for() -> None:
         w, z, v = (draws(idata, name) for name in "wzv")
         likelihood = dist.Normal(z + v.sum(-1) + w[:, :1], 0.5).log_prob(few)
         torch.testing.assert_close(draws(idata, "x", "log_likelihood"), likelihood)
-        torch.testing.assert_close(draws(idata, "log_likelihood", "sample_stats"), likelihood.sum(-1))
+        torch.testing.assert_close(draws(idata, "log_lik", "sample_stats"), likelihood.sum(-1))
 
 
 def test_the_prior_group_is_the_prior() -> None:

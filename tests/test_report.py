@@ -105,7 +105,7 @@ def test_numbers_of_local_latents_are_those_that_numpy_finds_in_posterior_nc(dig
     vectors = []
     for run, folder in zip(found["runs"], ("run0", "run1"), strict=True):
         s = stats(digits / folder)
-        lik, log_p, log_q = s["log_likelihood_datum"], s["log_p_datum"], s["log_q_datum"]
+        lik, log_p, log_q = s["log_lik_datum"], s["log_p_datum"], s["log_q_datum"]
         assert lik.shape == (40, 297)
         vectors.append(
             {
@@ -140,8 +140,8 @@ def test_numbers_of_shared_latents_are_totals_over_rows_with_errors_over_draws(s
         s = stats(schools / folder)
         log_w = s["log_p"] - s["log_q"]
         expected = {
-            "log_likelihood": s["log_likelihood"],
-            "kl": s["log_likelihood"] - log_w,
+            "log_likelihood": s["log_lik"],
+            "kl": s["log_lik"] - log_w,
             "entropy": -s["log_q"],
             "elbo": log_w,
         }
@@ -445,7 +445,7 @@ def many_latents(count: int) -> Run:
     names = ("log_p", "log_q", "log_q_z")
     idata = az.from_dict(posterior={"z": draws / 2}, prior={"z": draws}, sample_stats=dict.fromkeys(names, log_q))
     idata.add_groups(posterior_predictive=idata.posterior.isel(z_dim_0=slice(0)))
-    idata.sample_stats["log_likelihood"] = idata.sample_stats["log_p"]
+    idata.sample_stats["log_lik"] = idata.sample_stats["log_p"]
     idata.attrs.update(attrs)
     history = pd.DataFrame({"step": [1], **dict.fromkeys(("elbo", "log_likelihood", "kl", "entropy", "lam"), 0.0)})
     return Run("λ = 0", {"per": "total"}, history, idata)

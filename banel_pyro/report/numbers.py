@@ -100,7 +100,7 @@ def run_numbers(idata: az.InferenceData) -> RunNumbers:
 
 def _log_densities(stats: xr.Dataset, suffix: str) -> tuple[Array, Array, Array]:
     """log likelihood, log p and log q with the chains joined: arrays (draw,) or (draw, datum)."""
-    found = [stats[f"{name}{suffix}"].to_numpy() for name in ("log_likelihood", "log_p", "log_q")]
+    found = [stats[f"{name}{suffix}"].to_numpy() for name in ("log_lik", "log_p", "log_q")]
     log_likelihood, log_p, log_q = (array.reshape(-1, *array.shape[2:]) for array in found)
     return log_likelihood, log_p, log_q
 
@@ -155,7 +155,7 @@ def is_local(idata: az.InferenceData) -> bool:
     # observations and pyro.factor outside the plate
     return all(
         np.allclose(stats[f"{name}_datum"].sum(plate), stats[name], rtol=1e-4, atol=1e-4)
-        for name in ("log_p", "log_likelihood")
+        for name in ("log_p", "log_lik")
     )
 
 
