@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from banel_pyro.diagnostics.spread import active_units, density_entropies
-from banel_pyro.evaluate import elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
+from banel_pyro.evaluate import elbo, elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
 from banel_pyro.terms import Estimate
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _totals(log_likelihood: Array, log_p: Array, log_q: Array) -> dict[str, Esti
         "log_likelihood": mean_estimate(log_likelihood),
         "kl": mean_estimate(log_q - (log_p - log_likelihood)),
         "entropy": mean_estimate(-log_q),
-        "elbo": mean_estimate(log_p - log_q),
+        "elbo": elbo(log_p - log_q),
         "iwae": iwae(log_p - log_q),
     }
 
