@@ -632,3 +632,27 @@ def test_a_fit_finds_the_exact_posterior() -> None:
     draws = torch.from_numpy(idata["posterior"]["density"].to_numpy()).flatten()
     assert abs(draws.mean() - exact.mean) < 5 * exact.stddev / 4000**0.5 + 0.1 * exact.stddev
     assert float(draws.std() / exact.stddev) == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_late_parameter_moves_in_the_very_step_in_which_it_appears() -> None:
+    last_step = False
+
+    def late(x: Tensor) -> None:
+        m = pyro.param("m", torch.tensor(0.1))
+        m = m + pyro.param("late", torch.tensor(0.5)) if last_step else m
+        with pyro.plate("data", N):
+            pyro.sample("z", dist.Normal(m, 1.0))
+
+    def local(x: Tensor) -> None:
+        with pyro.plate("data", N):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def schedule(step: int, terms: LossTerms | None) -> float:
+        nonlocal last_step
+        last_step = step == 4  # asked before each step: the checks before the first one call the guide as well
+        return 0.0
+
+    fit(local, late, rows(), lam=schedule, steps=5, lr=0.01, seed=0, progress=False)
+    # the first step of Adam has the length of the learning rate
+    assert abs(float(pyro.param("late").detach()) - 0.5) == pytest.approx(0.01, rel=1e-4)
