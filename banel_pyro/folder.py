@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
+from banel_pyro.inference_data import ArviZ, read_netcdf, write_netcdf
 from banel_pyro.seeding import draw_seed
 from banel_pyro.training.options import integer
 from banel_pyro.training.parameters import safe_constraints
-
-if TYPE_CHECKING:
-    import arviz as az
 
 __all__ = ["FORMAT", "RunFolder", "run_seed", "versions"]
 
@@ -136,21 +134,16 @@ class RunFolder:
         """Write a JSON file."""
         self._replace(name, lambda file: file.write_text(json.dumps(content, indent=2) + "\n"))
 
-    def write_posterior(self, idata: az.InferenceData) -> None:
+    def write_posterior(self, idata: ArviZ) -> None:
         """Write the posterior as netCDF."""
-        self._replace("posterior.nc", lambda file: idata.to_netcdf(str(file)))
+        self._replace("posterior.nc", lambda file: write_netcdf(idata, file))
 
-    def read_posterior(self) -> az.InferenceData:
+    def read_posterior(self) -> ArviZ:
         """The posterior that :meth:`write_posterior` wrote, in memory."""
-        import arviz as az  # heavy, and it imports pyplot
-        from arviz.rcparams import rc_context
-
         file = self.path / "posterior.nc"
         if not file.exists():
             raise ValueError(f"'{self.path}' has no posterior.nc: the run did not end, or posterior_samples was 0.")
-        with rc_context({"data.load": "eager"}):  # lazily read, it would hold the file that a resumed run replaces
-            idata: az.InferenceData = az.from_netcdf(str(file))
-        return idata
+        return read_netcdf(file)
 
     def read_history(self) -> pd.DataFrame:
         """The history that :meth:`write_state` wrote, a row per log point."""

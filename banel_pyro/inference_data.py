@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+import xarray as xr
 from pyro import poutine
 from torch import Tensor
 
@@ -22,7 +24,20 @@ from banel_pyro.seeding import fork_rng
 if TYPE_CHECKING:
     import arviz as az
 
-__all__ = ["GROUPS", "posterior_of_rows", "to_arviz"]
+__all__ = [
+    "GROUPS",
+    "ArviZ",
+    "group",
+    "group_names",
+    "merge",
+    "posterior_of_rows",
+    "read_netcdf",
+    "to_arviz",
+    "write_netcdf",
+]
+
+ArviZ: TypeAlias = "az.InferenceData | xr.DataTree"
+"""What ArviZ works on: InferenceData in its 0.x line, DataTree in its 1.x line."""
 
 GROUPS = ("posterior", "sample_stats", "prior", "posterior_predictive", "log_likelihood", "observed_data")
 """Groups that :func:`to_arviz` knows."""
@@ -184,3 +199,47 @@ def _inference_data(table: Table, coords: dict[str, Any], attrs: dict[str, Any])
         if arrays
     }
     return az.InferenceData(attrs=plain, **datasets)
+
+
+# ---- reading, whichever line made it -------------------------------------------------------------
+
+
+def group_names(idata: ArviZ) -> tuple[str, ...]:
+    """Names of the groups.
+
+    Args:
+        idata: from :func:`to_arviz`.
+    """
+    return tuple(idata.groups())
+
+
+def group(idata: ArviZ, name: str) -> xr.Dataset:
+    """A group as a Dataset.
+
+    Args:
+        idata: from :func:`to_arviz`.
+        name: of the group.
+    """
+    found: xr.Dataset = idata[name]  # type: ignore[assignment]
+    return found
+
+
+def merge(idata: ArviZ, other: ArviZ) -> ArviZ:
+    """The groups of the first, and those of the other that the first does not have; attributes of the first."""
+    idata.extend(other)
+    return idata
+
+
+def write_netcdf(idata: ArviZ, file: str | PathLike[str]) -> None:
+    """Write all groups to a netCDF file."""
+    idata.to_netcdf(str(file))
+
+
+def read_netcdf(file: str | PathLike[str]) -> ArviZ:
+    """What :func:`write_netcdf` wrote, in memory: the file may be replaced afterwards."""
+    import arviz as az  # heavy, and it imports pyplot
+    from arviz.rcparams import rc_context
+
+    with rc_context({"data.load": "eager"}):
+        found: ArviZ = az.from_netcdf(str(file))
+    return found

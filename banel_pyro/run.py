@@ -6,22 +6,19 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
 
 from banel_pyro.batches import Rows, as_rows, data_hash, num_rows, transformed
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
-from banel_pyro.inference_data import posterior_of_rows
+from banel_pyro.inference_data import ArviZ, posterior_of_rows
 from banel_pyro.pair import Pair
 from banel_pyro.plates import DataPlate
 from banel_pyro.seeding import fork_rng
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.preflight import preflight
-
-if TYPE_CHECKING:
-    import arviz as az
 
 __all__ = ["FORMAT", "FitResult", "RunFolder", "run_seed", "versions"]
 
@@ -65,7 +62,7 @@ class FitResult:
         batch_size: int | None = None,
         coords: Mapping[str, Sequence[Any]] | None = None,
         seed: int | None = None,
-    ) -> az.InferenceData:
+    ) -> ArviZ:
         """Draws as an ArviZ object; arguments as for :func:`~banel_pyro.to_arviz`.
 
         Args:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from banel_pyro.evaluate import mean_estimate
+from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.terms import Estimate
-
-if TYPE_CHECKING:
-    import arviz as az
 
 __all__ = ["active_units", "density_entropies", "spread"]
 
 
 def spread(
-    idata: az.InferenceData,
+    idata: ArviZ,
     *,
     var_names: Sequence[str] | None = None,
     over: str | Sequence[str] = (),
@@ -46,7 +44,8 @@ def spread(
     Raises:
         ValueError: for unknown variables or dims, a probability outside (0, 1), or draws of another origin.
     """
-    posterior = idata["posterior"]
+    posterior = group(idata, "posterior")
+    priors = group(idata, "prior") if "prior" in group_names(idata) else xr.Dataset()
     dims = (over,) if isinstance(over, str) else tuple(over)
     _check(posterior, var_names, dims, hdi_prob)
     entropies = density_entropies(idata, dims)
@@ -54,7 +53,7 @@ def spread(
     rows: dict[str, dict[str, Any]] = {}
     for name in var_names or [str(n) for n in posterior.data_vars if n in owner]:
         draws = posterior[name]
-        prior = idata["prior"][name] if "prior" in idata.groups() and name in idata["prior"] else None
+        prior = priors.get(name)
         table = _spread_of(draws, prior, dims, hdi_prob)
         density = owner.get(name, "")
         entropy = entropies.get(density, Estimate(np.nan, np.nan))
@@ -63,7 +62,7 @@ def spread(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def density_entropies(idata: az.InferenceData, over: Sequence[str] = ()) -> dict[str, Estimate]:
+def density_entropies(idata: ArviZ, over: Sequence[str] = ()) -> dict[str, Estimate]:
     """Entropy of each density of the guide in nats: -mean of its log q over draws, with standard error.
 
     That of a point mass is minus infinity.
@@ -78,14 +77,14 @@ def density_entropies(idata: az.InferenceData, over: Sequence[str] = ()) -> dict
         if density in points:
             found[density] = Estimate(-np.inf, np.nan)
             continue
-        log_q = idata["sample_stats"][f"log_q_{density}"]
+        log_q = group(idata, "sample_stats")[f"log_q_{density}"]
         log_q = log_q.mean([d for d in over if d in log_q.dims])
         log_q = log_q.sum([d for d in log_q.dims if d not in ("chain", "draw")])
         found[density] = mean_estimate(-log_q.stack(sample=("chain", "draw")).to_numpy())
     return found
 
 
-def active_units(idata: az.InferenceData, name: str, plate: str, *, threshold: float = 0.01) -> int:
+def active_units(idata: ArviZ, name: str, plate: str, *, threshold: float = 0.01) -> int:
     r"""Latent dimensions that carry information about the data.
 
     Counts dimensions u with :math:`\operatorname{Var}_x(E_q[z_u \mid x])` above ``threshold``
@@ -100,13 +99,13 @@ def active_units(idata: az.InferenceData, name: str, plate: str, *, threshold: f
     Raises:
         ValueError: if there is no such latent in such a plate.
     """
-    posterior = idata["posterior"]
+    posterior = group(idata, "posterior")
     _check(posterior, [name], (plate,), 0.5)
     means = posterior[name].mean(["chain", "draw"])
     return int((means.var(plate) > threshold).sum())
 
 
-def _densities(idata: az.InferenceData) -> Mapping[str, list[str]]:
+def _densities(idata: ArviZ) -> Mapping[str, list[str]]:
     if "densities" not in idata.attrs:
         raise ValueError(
             "idata has no attribute 'densities', which says what the guide's densities are: expected draws from "

@@ -7,16 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from banel_pyro.inference_data import ArviZ
 from banel_pyro.report.numbers import RunNumbers, run_numbers
 from banel_pyro.run import RunFolder
 from banel_pyro.schedules import Constant, from_config
-
-if TYPE_CHECKING:
-    import arviz as az
 
 __all__ = ["COMMAND", "Comparison", "Run", "read_comparison", "write_report", "write_run_report"]
 
@@ -38,7 +36,7 @@ class Run:
     label: str
     config: dict[str, Any]
     history: pd.DataFrame
-    idata: az.InferenceData
+    idata: ArviZ
 
     @cached_property
     def numbers(self) -> RunNumbers:

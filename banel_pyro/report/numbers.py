@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from banel_pyro.diagnostics.spread import active_units, density_entropies
 from banel_pyro.evaluate import elbo, elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
+from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.terms import Estimate
-
-if TYPE_CHECKING:
-    import arviz as az
 
 __all__ = ["ACTIVE_UNITS", "TERMS", "RunNumbers", "difference", "is_local", "notes", "number_of_rows"]
 __all__ += ["point_masses", "readable", "run_numbers", "table", "text_table", "to_json"]
@@ -75,13 +73,13 @@ class RunNumbers:
         return "data points" if self.per_datum else "draws"
 
 
-def run_numbers(idata: az.InferenceData) -> RunNumbers:
+def run_numbers(idata: ArviZ) -> RunNumbers:
     """The numbers of one run.
 
     Args:
         idata: from :func:`~banel_pyro.to_arviz`, as a run folder keeps it.
     """
-    stats = idata["sample_stats"]
+    stats = group(idata, "sample_stats")
     size, points = number_of_rows(idata), point_masses(idata)
     if is_local(idata):
         per_datum = _per_datum(*_log_densities(stats, "_datum"))
@@ -146,9 +144,9 @@ def difference(run: RunNumbers, reference: RunNumbers) -> dict[str, Estimate]:
     return found
 
 
-def is_local(idata: az.InferenceData) -> bool:
+def is_local(idata: ArviZ) -> bool:
     """True if every latent belongs to one data point, so that log p and log q fall apart into data points."""
-    stats, plate = idata["sample_stats"], idata.attrs["data_plate"]
+    stats, plate = group(idata, "sample_stats"), idata.attrs["data_plate"]
     densities = [stats[f"log_q_{name}"] for name in json.loads(idata.attrs["densities"])]
     if "log_q_datum" not in stats or not all(plate in log_q.dims for log_q in densities):
         return False
@@ -159,15 +157,15 @@ def is_local(idata: az.InferenceData) -> bool:
     )
 
 
-def number_of_rows(idata: az.InferenceData) -> int | None:
+def number_of_rows(idata: ArviZ) -> int | None:
     """Data points that the draws are of; None without a data plate."""
     plate = idata.attrs["data_plate"]
-    groups = [g for g in ("observed_data", "log_likelihood", "posterior") if g in idata.groups()]
-    sizes = [int(idata[group].sizes[plate]) for group in groups if plate in idata[group].sizes]
+    names = [name for name in ("observed_data", "log_likelihood", "posterior") if name in group_names(idata)]
+    sizes = [int(group(idata, name).sizes[plate]) for name in names if plate in group(idata, name).sizes]
     return sizes[0] if sizes else None
 
 
-def point_masses(idata: az.InferenceData) -> tuple[str, ...]:
+def point_masses(idata: ArviZ) -> tuple[str, ...]:
     """Densities of the guide that are a point: their entropy is -inf, whatever Pyro's log q says."""
     return tuple(json.loads(idata.attrs.get("point_masses", "[]")))
 
@@ -275,10 +273,10 @@ def _finite(value: Any) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _active(idata: az.InferenceData) -> tuple[int, int]:
+def _active(idata: ArviZ) -> tuple[int, int]:
     """Active and all dimensions of latents that are local to the data plate."""
     plate, sites = idata.attrs["data_plate"], json.loads(idata.attrs["densities"])
-    posterior = idata["posterior"]
+    posterior = group(idata, "posterior")
     names = [name for members in sites.values() for name in members if name in posterior]
     sizes = [posterior[name].isel(chain=0, draw=0, **{plate: 0}).size for name in names]
     return sum(active_units(idata, name, plate) for name in names), sum(sizes)

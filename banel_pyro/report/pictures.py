@@ -15,6 +15,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from banel_pyro.diagnostics.spread import spread
+from banel_pyro.inference_data import group, group_names
 from banel_pyro.report import plots
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _spread(runs: Sequence[Run]) -> Picture:
     """How wide the posterior of each latent is."""
     idata, size = runs[0].idata, runs[0].numbers.num_rows or 0
     plate = idata.attrs["data_plate"]
-    over = [plate] if size > FEW_ROWS and plate in idata["posterior"].dims else []
+    over = [plate] if size > FEW_ROWS and plate in group(idata, "posterior").dims else []
     widths = {run.label: spread(run.idata, over=over)["iqr_ratio"] for run in runs}
     latents = max(map(len, widths.values()))
     noise = 1.17 * math.sqrt(2 / runs[0].numbers.draws)  # of a ratio of interquartile ranges, for normal draws
@@ -146,8 +147,8 @@ def _predictions(runs: Sequence[Run]) -> Picture | None:
     site = _predicted_site(runs)
     if site is None:
         return None
-    observed = runs[0].idata["observed_data"][site]
-    predicted = {run.label: _draws(run.idata["posterior_predictive"][site]) for run in runs}
+    observed = group(runs[0].idata, "observed_data")[site]
+    predicted = {run.label: _draws(group(run.idata, "posterior_predictive")[site]) for run in runs}
     shape = next(iter(predicted.values())).shape[2:]
     side = plots.image_side(shape)
     if side is not None and runs[0].idata.attrs["data_plate"] in observed.dims:
@@ -157,10 +158,10 @@ def _predictions(runs: Sequence[Run]) -> Picture | None:
 
 def _predicted_site(runs: Sequence[Run]) -> str | None:
     """The first observed site that every run has predictions of."""
-    if not all({"posterior_predictive", "observed_data"} <= set(run.idata.groups()) for run in runs):
+    if not all({"posterior_predictive", "observed_data"} <= set(group_names(run.idata)) for run in runs):
         return None
-    names = map(str, runs[0].idata["observed_data"].data_vars)
-    return next((n for n in names if all(n in run.idata["posterior_predictive"] for run in runs)), None)
+    names = map(str, group(runs[0].idata, "observed_data").data_vars)
+    return next((n for n in names if all(n in group(run.idata, "posterior_predictive") for run in runs)), None)
 
 
 def _images(seen: Any, predicted: Mapping[str, Any], side: int) -> Picture:

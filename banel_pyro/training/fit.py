@@ -15,6 +15,7 @@ import torch
 
 from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
+from banel_pyro.inference_data import ArviZ, merge
 from banel_pyro.objectives.banel import BaNEL_ELBO
 from banel_pyro.plates import DataPlate, tell_autoguide
 from banel_pyro.run import FitResult
@@ -254,13 +255,13 @@ def _finish(result: FitResult, folder: RunFolder, num_samples: int) -> None:
     write_run_report(folder)
 
 
-def report_posterior(result: FitResult, num_samples: int, max_rows: int = 500, max_images: int = 12) -> Any:
+def report_posterior(result: FitResult, num_samples: int, max_rows: int = 500, max_images: int = 12) -> ArviZ:
     """The draws that a run folder keeps, of the rows that its report judges the run by."""
     rows, which = _judged_rows(result, max_rows)
     groups = ("posterior", "sample_stats", "prior", "log_likelihood", "observed_data")
     idata = result.posterior(rows, num_samples=num_samples, groups=groups)
     few = tuple(row[:max_images] for row in rows) if result.plate.name else rows
-    idata.extend(result.posterior(few, num_samples=num_samples, groups=("posterior_predictive",)))
+    idata = merge(idata, result.posterior(few, num_samples=num_samples, groups=("posterior_predictive",)))
     idata.attrs["rows"] = which
     return idata
 
