@@ -13,31 +13,39 @@ from banel_pyro.pair import Pair
 from banel_pyro.run import FitResult
 from banel_pyro.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Piecewise, Warmup
 from banel_pyro.terms import Estimate, LossTerms
+from banel_pyro.training.callbacks import CSVLogger, Event, Metric, TensorBoard
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.fit import fit
+from banel_pyro.training.restarts import Restarts, restarts
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __version__ = _version("banel_pyro")
 
 __all__ = [
     "BaNEL_ELBO",
+    "CSVLogger",
     "CollapseDetector",
     "CollapseError",
     "Constant",
     "Cosine",
     "Cyclical",
     "Estimate",
+    "Event",
     "Exponential",
     "FitResult",
     "Join",
     "Linear",
     "LossTerms",
+    "Metric",
     "NonFiniteError",
     "Pair",
     "Piecewise",
+    "Restarts",
     "Split",
+    "TensorBoard",
     "Warmup",
     "fit",
+    "restarts",
     "spread",
     "to_arviz",
 ]

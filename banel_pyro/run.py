@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyro
 import torch
 
 from banel_pyro.batches import Rows, as_rows, data_hash, num_rows, transformed
@@ -16,6 +18,7 @@ from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import ArviZ, posterior_of_rows
 from banel_pyro.pair import Pair
 from banel_pyro.plates import DataPlate
+from banel_pyro.precision import cast_modules, cast_rows, checked_dtype, default_dtype
 from banel_pyro.seeding import fork_rng
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.preflight import preflight
@@ -40,6 +43,8 @@ class FitResult:
         folder: the run folder, or None.
         transform: applied to each batch of training rows.
         local: what the guide has for each row of the training data.
+        stopped: why the run ended before its last step: what a callback said, or ``"interrupted"``; else None.
+        store: content of the param store that the run was made in, where it is not the current one.
     """
 
     model: Any
@@ -52,6 +57,8 @@ class FitResult:
     folder: Path | None = None
     transform: Callable[[Rows], Rows] | None = None
     local: tuple[str, ...] = ()
+    stopped: str | None = None
+    store: Any = field(default=None, repr=False)
 
     def posterior(
         self,
@@ -98,6 +105,14 @@ class FitResult:
                 "the row."
             )
 
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Run a block with the run's own parameters in the param store, and its floating-point type as the default."""
+        store = pyro.get_param_store()
+        inside = nullcontext() if self.store is None else store.scope(self.store)
+        with inside, default_dtype(checked_dtype(self.config["dtype"])):
+            yield
+
     @staticmethod
     def load(folder: str | os.PathLike[str], pair: Pair) -> FitResult:
         """A run from its folder, with the parameters put into a fresh pair and the current param store.
@@ -111,17 +126,22 @@ class FitResult:
         """
         run = RunFolder(Path(folder))
         config, state = run.read_config(), run.read_state()
+        dtype = checked_dtype(config["dtype"])
         with fork_rng(config["seed"]):
             split = pair.split()
-            rows, held_out = as_rows(split.train), as_rows(split.held_out, "validation")
+        with fork_rng(config["seed"]), default_dtype(dtype):
+            cast_modules(dtype, pair.model, pair.guide)
+            rows, held_out = cast_rows(as_rows(split.train), dtype), as_rows(split.held_out, "validation")
             _check_data(run.path, config, rows)
             parameters = Parameters(pair.model, pair.guide, torch.optim.SGD, {"lr": 0.0})
             batch = config["batch_size"] or config["num_data"]
             checked = preflight(pair.model, pair.guide, split, rows, batch, config["data_plate"], parameters)
+            parameters.cast(dtype)
         parameters.load({**state, "optimizer": None})
+        history = pd.DataFrame(state["history"])
         return FitResult(
-            pair.model, pair.guide, config, pd.DataFrame(state["history"]), checked.plate, rows, held_out, run.path,
-            transform=split.transform, local=checked.local,
+            pair.model, pair.guide, config, history, checked.plate, rows, cast_rows(held_out, dtype), run.path,
+            transform=split.transform, local=checked.local, stopped=state["stopped"],
         )  # fmt: skip
 
 

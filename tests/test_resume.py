@@ -17,6 +17,7 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+from torch.optim import lr_scheduler
 
 from banel_pyro import FitResult, Pair, Split, fit
 from banel_pyro.run import RunFolder
@@ -186,6 +187,14 @@ OPTIMISERS: dict[str, Any] = {
     "momentum": {"optim": torch.optim.SGD, "lr": 0.01},
     "factory": {"optim": lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9), "lr": None},
     "adagrad": {"optim": torch.optim.Adagrad},
+    "cosine": {"lr_scheduler": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=14)},
+    "warm": {
+        "lr_scheduler": lambda optimizer: lr_scheduler.SequentialLR(
+            optimizer, [lr_scheduler.LinearLR(optimizer), lr_scheduler.MultiStepLR(optimizer, [3, 6])], [4]
+        )
+    },
+    "accumulated": {"accumulate": 2},
+    "single": {"dtype": torch.float32},
 }
 
 
@@ -246,6 +255,7 @@ for name, optimiser, folder in {runs!r}:
         numpy.savez(folder + "/loaded.npz", **outcome(FitResult.load(folder, FACTORIES[name]())))
 """
 CASES = [(name, "adam") for name in FACTORIES] + [("functions", o) for o in OPTIMISERS if o != "adam"]
+CASES += [("late_after_stop", "warm"), ("late_module_after_checkpoint", "cosine"), ("vae", "single")]
 
 
 @pytest.fixture(scope="module")
@@ -538,7 +548,7 @@ def test_a_folder_without_a_state_holds_nothing_to_lose(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("config.json", b"{", "config.json' is not JSON .*damaged"),
-        ("config.json", b'{"format": 99, "versions": {"banel_pyro": "9.9"}}', "run of format 99.*reads format 1.*9.9"),
+        ("config.json", b'{"format": 99, "versions": {"banel_pyro": "9.9"}}', "run of format 99.*reads format 2.*9.9"),
         ("state.pt", b"nonsense", "state.pt' cannot be read as a state .*damaged"),
     ],
 )
@@ -553,8 +563,8 @@ def test_a_damaged_or_newer_folder_is_refused(tmp_path: Path, name: str, content
 def test_a_state_of_another_format_or_that_is_code_is_refused(tmp_path: Path) -> None:
     train("functions", tmp_path / "run")
     state = RunFolder(tmp_path / "run").read_state()
-    torch.save(state | {"format": 2}, tmp_path / "run" / "state.pt")
-    with pytest.raises(ValueError, match="state of format 2, this version reads format 1"):
+    torch.save(state | {"format": 99}, tmp_path / "run" / "state.pt")
+    with pytest.raises(ValueError, match="state of format 99, this version reads format 2"):
         FitResult.load(tmp_path / "run", functions())
     torch.save(state | {"code": print}, tmp_path / "run" / "state.pt")
     with pytest.raises(ValueError, match="UnpicklingError"):

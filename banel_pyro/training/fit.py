@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import pandas as pd
-import pyro
 import torch
 
 from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import ArviZ, merge
 from banel_pyro.objectives.banel import BaNEL_ELBO
-from banel_pyro.plates import DataPlate, tell_autoguide
+from banel_pyro.plates import DataPlate
+from banel_pyro.precision import cast_modules, cast_rows, checked_dtype, default_dtype, dtype_name
 from banel_pyro.run import FitResult
 from banel_pyro.schedules import Schedule, bind
 from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Weight
-from banel_pyro.training.faults import NonFiniteError, locate_fault
+from banel_pyro.training.callbacks import Callback, Callbacks, checked_callbacks
+from banel_pyro.training.drive import train
+from banel_pyro.training.interrupt import INTERRUPTED
 from banel_pyro.training.loop import Loop
+from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, check_plateau
 from banel_pyro.training.options import (
     Plan,
     describe,
@@ -34,11 +37,11 @@ from banel_pyro.training.options import (
     optimizer,
     positive,
     samples,
+    scheduler,
 )
-from banel_pyro.training.parameters import OptimizerFactory, Parameters
+from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.preflight import Checked, check_held_out, check_lam, preflight
-from banel_pyro.training.progress import Progress
-from banel_pyro.training.stopping import CollapseDetector, CollapseError
+from banel_pyro.training.stopping import CollapseDetector
 
 __all__ = ["fit"]
 
@@ -55,6 +58,10 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    accumulate: int = 1,
+    lr_scheduler: SchedulerFactory | None = None,
+    callbacks: Sequence[Callback] = (),
+    dtype: torch.dtype | None = None,
     seed: int | None = None,
     validation: Any = None,
     data_plate: str | None = None,
@@ -86,8 +93,14 @@ def fit(
         lr: learning rate of an optimiser given as a class, 1e-3 by default.
         epochs: passes through the data.
         steps: optimiser steps; give this or ``epochs``.
-        batch_size: rows per step, by default those of a ``DataLoader``, else all; the last batch of an epoch may be
+        batch_size: rows per batch, by default those of a ``DataLoader``, else all; the last batch of an epoch may be
             smaller.
+        accumulate: batches per step, for a step that sees more rows than fit into memory.
+        lr_scheduler: from the optimiser to a scheduler of ``torch.optim.lr_scheduler``, which moves after every
+            step (``ReduceLROnPlateau``: at every evaluation, by the held-out ELBO). Its rate is in the history.
+        callbacks: callables that get every :class:`~banel_pyro.Event`; they may look, add numbers to the history,
+            and stop the run.
+        dtype: floating-point type of data, modules (cast in place) and all that is made in the run.
         seed: of everything drawn here; by default drawn from torch's generator, which is else left alone.
         validation: held-out rows; their untempered ELBO goes to the history as ``val_elbo``.
         data_plate: name of the plate over data points, found by its size if left out.
@@ -103,49 +116,63 @@ def fit(
         progress: show a progress bar.
         name: name of the run in reports.
 
+    Ctrl-C ends the step that is under way: the run is saved, and what there is is returned.
+
     Returns:
-        The trained pair with its history.
+        The trained pair with its history; ``stopped`` says why, if it ended before its last step.
 
     Raises:
         ValueError, TypeError: for bad input, before anything is trained.
         NonFiniteError: at NaN or inf, with step and site; the parameters are the last good ones.
         CollapseError: when the guide collapses, with site and figures.
+        Exception: whatever a callback raises, with its name; the run is saved.
     """
     split = data if isinstance(data, Split) else Split(data)
     objective, schedule = objective_and_schedule(objective, lam)
     factory, options = optimizer(optim, lr)
+    callbacks, dtype = checked_callbacks(callbacks), checked_dtype(dtype)
     clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
     folder = RunFolder.at(out, resume=resume)
     seed = run_seed(seed, folder, resume=resume)
-    with fork_rng(seed):
-        rows = as_rows(split.train)
-        held_out = as_rows(split.held_out if validation is None else validation, "validation")
+    with fork_rng(seed), default_dtype(dtype):
+        cast_modules(dtype, model, guide)
+        rows = cast_rows(as_rows(split.train), dtype)
+        held_out = cast_rows(as_rows(split.held_out if validation is None else validation, "validation"), dtype)
         batch_size = loader_batch_size(split.train) if batch_size is None else batch_size
         plan = Plan.make(
-            rows, epochs=epochs, steps=steps, batch_size=batch_size, log_every=log_every,
+            rows, epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
             validate_every=validate_every, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         schedule = bind(schedule, plan.steps_per_epoch)
-        parameters = Parameters(model, guide, factory, options)
+        parameters = Parameters(model, guide, factory, options, scheduler(lr_scheduler))
         checked = preflight(model, guide, split, rows, plan.batch_size or num_rows(rows), data_plate, parameters)
         with fork_rng(seed):  # the run's own numbers do not depend on what is checked
             _check(model, guide, objective, extreme_lams(schedule, plan.steps), split, rows, held_out, plan, checked)
+        parameters.cast(dtype)
+        check_plateau(parameters.scheduler, held_out)
         config = _config(objective, schedule, factory, options, plan, split, rows, checked.plate) | {
             "name": name or "", "seed": seed, "clip_norm": clip_norm, "posterior_samples": posterior_samples,
+            "dtype": dtype_name(dtype), "lr_scheduler": lr_scheduler and name_of(lr_scheduler),
         }  # fmt: skip
         loop = Loop(
             model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,
-            steps=plan.steps, batch_size=plan.batch_size, seed=seed, log_every=plan.log_every,
-            validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm, collapse=collapse,
+            steps=plan.steps, batch_size=plan.batch_size, accumulate=plan.accumulate, seed=seed,
+            log_every=plan.log_every, validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm,
+            collapse=collapse,
         )  # fmt: skip
-        changed = _train(loop, folder, config, plan.checkpoint_every, resume=resume, progress=progress)
-    result = FitResult(
-        model, guide, config, pd.DataFrame(loop.history), checked.plate, rows, held_out,
-        folder=None if folder is None else folder.path, transform=split.transform, local=checked.local,
-    )  # fmt: skip
-    if folder is not None and posterior_samples and changed:
-        _finish(result, folder, posterior_samples)
-    return result
+
+        def result() -> FitResult:
+            return FitResult(
+                model, guide, config, pd.DataFrame(loop.history), checked.plate, rows, held_out,
+                folder=None if folder is None else folder.path, transform=split.transform, local=checked.local,
+                stopped=loop.stopped,
+            )  # fmt: skip
+
+        watchers = Callbacks(callbacks, loop, result)
+        changed = train(loop, folder, config, plan.checkpoint_every, watchers, resume=resume, progress=progress)
+    if folder is not None and posterior_samples and changed and loop.stopped != INTERRUPTED:
+        _finish(result(), folder, posterior_samples)
+    return result()
 
 
 def _check(
@@ -182,70 +209,6 @@ def _config(
         "versions": versions(),
         "threads": torch.get_num_threads(),
     }
-
-
-def _train(
-    loop: Loop, folder: RunFolder | None, config: dict[str, Any], checkpoint_every: int, *, resume: bool, progress: bool
-) -> bool:
-    """Train, or go on with training, in the run folder; False if the very same run had already ended in it."""
-    state = None if folder is None else folder.find_state(config, resume=resume)
-    finished = state is not None and state["step"] == loop.steps and folder is not None and folder.is_finished(config)
-    # Pyro would read the log-probability of every site on every step to warn of NaN; the loop reads at log points
-    unread = pyro.settings.context(validate_poutine=False)
-    with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate), unread:
-        if state is not None:
-            loop.load(state)
-        if folder is not None:
-            folder.claim(config)
-        _run(loop, folder, checkpoint_every, progress)
-    return not finished
-
-
-def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, progress: bool) -> None:
-    """Advance to the last step. Numbers that are not finite and a collapse stop it, with the state saved."""
-    loop.good = loop.state()
-    if loop.step == 0:  # a run that stops before its first checkpoint starts over from here
-        _save(loop, folder)
-    with Progress(loop.steps, enabled=progress) as bar:
-        while loop.step < loop.steps:
-            try:
-                _advance(loop)
-            except (NonFiniteError, CollapseError):
-                _save(loop, folder)
-                raise
-            if loop.at_log_point:
-                bar.update(loop.step, loop.history[-1])
-            if loop.step % checkpoint_every == 0 or loop.step == loop.steps:
-                _save(loop, folder)
-
-
-def _advance(loop: Loop) -> None:
-    """One step; an error that comes from numbers that are not finite is replaced by one that says where they arise."""
-    step = loop.step
-    try:
-        loop.advance()
-    except (NonFiniteError, CollapseError):
-        raise
-    except Exception as error:
-        error.add_note(f"This happened in fit, at step {step}.")
-        # Pyro's validation and warnings meet such numbers before our log point does
-        if isinstance(error, ValueError | Warning) or not loop.is_finite:
-            _blame(loop, error, step)
-        raise
-
-
-def _blame(loop: Loop, error: Exception, step: int) -> None:
-    try:
-        locate_fault(loop, until=step + 1)
-    except NonFiniteError as fault:
-        raise fault from error
-    except Exception:  # the same error once more
-        raise error from None
-
-
-def _save(loop: Loop, folder: RunFolder | None) -> None:
-    if folder is not None:
-        folder.write_state(loop.state(), pd.DataFrame(loop.history))
 
 
 def _finish(result: FitResult, folder: RunFolder, num_samples: int) -> None:

@@ -39,7 +39,8 @@ class Loop:
         plate: the data plate.
         sizes: latent numbers of each density, per datum.
         steps: steps in all.
-        batch_size: rows per step, None for all.
+        batch_size: rows per batch, None for all.
+        accumulate: batches per step.
         seed: seed of the run.
         log_every: steps between log points.
         validate_every: steps between held-out evaluations.
@@ -59,6 +60,7 @@ class Loop:
     sizes: Mapping[str, float]
     steps: int
     batch_size: int | None
+    accumulate: int
     seed: int
     log_every: int
     validate_every: int
@@ -70,6 +72,7 @@ class Loop:
     history: list[dict[str, float]] = field(default_factory=list)
     last_terms: LossTerms | None = None
     good: dict[str, Any] | None = None
+    stopped: str | None = None
     _meter: Tensor | None = None
     _metered: int = 0
     _order: tuple[int, Tensor] | None = None
@@ -78,18 +81,23 @@ class Loop:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch; the last one may be smaller."""
+        """Steps in an epoch; the last one may have fewer rows."""
         size = len(self.rows[0]) if self.rows else 1
-        return -(-size // (self.batch_size or size))
+        return -(-size // (self.rows_per_step or size))
+
+    @property
+    def rows_per_step(self) -> int | None:
+        """Rows that a step sees, in one batch or in several; None for all."""
+        return None if self.batch_size is None else self.batch_size * self.accumulate
 
     def batch(self) -> tuple[Tensor | None, Rows]:
         """Indices and rows of the current step."""
-        if not self.rows or self.batch_size is None:
+        if not self.rows or self.rows_per_step is None:
             return None, transformed(self.rows, self.transform)
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
-        index = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
+        index = self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]
         return index, transformed(tuple(row[index] for row in self.rows), self.transform)
 
     def advance(self) -> None:
@@ -102,16 +110,37 @@ class Loop:
             self._log(terms, list(entropies), norm)
 
     def differentiate(self) -> tuple[LossTerms, dict[str, Tensor], int]:
-        """The first half of a step: terms, entropies and rows of the batch; leaves gradients at the parameters."""
+        """The first half of a step: terms, entropies and rows of the step; leaves gradients at the parameters."""
         index, rows = self.batch()
+        size = len(rows[0]) if rows else 1
         self.objective.lam = self.schedule(self.step, self.last_terms)
+        if index is None or self.accumulate == 1:
+            return *self._differentiate(index, rows), size
+        batches = zip(*(column.split(self.batch_size) for column in (index, *rows)), strict=True)
+        parts = [self._differentiate(i, tuple(b), len(i) / size if self.plate.scaled else 1.0) for i, *b in batches]
+        terms, entropies = parts[0]
+        for more, sites in parts[1:]:
+            terms, entropies = terms + more, {site: entropies[site] + sites[site] for site in entropies}
+        return terms, entropies, size
+
+    def _differentiate(
+        self, index: Tensor | None, rows: Rows, weight: float = 1.0
+    ) -> tuple[LossTerms, dict[str, Tensor]]:
+        """Terms and entropies of one batch, times its weight in the step; adds to the gradients.
+
+        Totals that Pyro scales to all rows are averaged over the batches of a step, those that it does not scale add
+        up: either way they are what one batch of all the step's rows would give.
+        """
         told = self.plate.rows(index)
         # one that has nothing to tell would cost every site a call
         with told if told.scaled and index is not None else nullcontext(), self.parameters.watch():
             loss, terms, entropies = self.objective.loss_and_terms(self.model, self.guide, *rows)
+        if weight != 1.0:
+            loss, terms = weight * loss, terms.map(lambda term: weight * term)
+            entropies = {site: weight * entropy for site, entropy in entropies.items()}
         if loss.requires_grad:
             loss.backward()
-        return terms, entropies, len(rows[0]) if rows else 1
+        return terms, entropies
 
     def update(self, terms: LossTerms, entropies: Mapping[str, Tensor], batch: int) -> Tensor | None:
         """The second half: the optimiser moves, the terms are counted; the gradient's norm where it is needed."""
@@ -125,6 +154,11 @@ class Loop:
     def at_log_point(self) -> bool:
         """True after every ``log_every`` steps and after the last one."""
         return self.step % self.log_every == 0 or self.step == self.steps
+
+    @property
+    def at_evaluation(self) -> bool:
+        """True at the log points at which held-out rows are evaluated."""
+        return self.step % self.validate_every == 0 or self.step == self.steps
 
     # ---- log points -------------------------------------------------------------------------
 
@@ -151,6 +185,8 @@ class Loop:
         self.last_terms = LossTerms(log_likelihood, kl, entropy, terms.lam, penalty)
         row = self._row(self.last_terms, float(torch.as_tensor(norm)), dict(zip(sites, values[4:], strict=True)))
         self.history.append(row | self._judge())
+        if "val_elbo" in self.history[-1]:
+            self.parameters.judge(self.history[-1]["val_elbo"])
         self._meter, self._metered = None, 0
         self.good = self.state()
         if self.collapse is None or (len(self.history) % self.collapse.window and self.step != self.steps):
@@ -174,6 +210,8 @@ class Loop:
             "grad_norm": norm,
             "seconds": self.seconds,
         }
+        if self.parameters.lr is not None:
+            row["lr"] = self.parameters.lr
         row |= {f"entropy[{site}]": value for site, value in entropies.items()}
         if isinstance(lam, Mapping):
             row |= {f"lam[{site}]": lam.get(site, 0.0) for site in entropies}
@@ -181,7 +219,7 @@ class Loop:
 
     def _judge(self) -> dict[str, float]:
         """The untempered ELBO of held-out rows where it is due, on a generator of its own."""
-        if not self.held_out or (self.step % self.validate_every and self.step != self.steps):
+        if not self.held_out or not self.at_evaluation:
             return {}
         with fork_rng(self.seed):
             return {"val_elbo": held_out_elbo(self.model, self.guide, self.held_out, self.plate)}
@@ -195,10 +233,11 @@ class Loop:
             "rng": rng_state(),
             "step": self.step,
             "seconds": self.seconds,
-            "history": list(self.history),  # its rows are never written to again
+            "history": list(self.history),  # only a callback adds to its last row
             "meter": self._meter,
             "metered": self._metered,
             "last_terms": None if self.last_terms is None else dict(vars(self.last_terms)),
+            "stopped": self.stopped,
         }
 
     def load(self, state: dict[str, Any], *, rollback: bool = False) -> None:
@@ -217,4 +256,5 @@ class Loop:
         self.history = list(state["history"])
         self._meter, self._metered = state["meter"], state["metered"]
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])
+        self.stopped = state["stopped"]
         self.good = state

@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from banel_pyro.batches import Rows, num_rows
 from banel_pyro.objectives.banel import BaNEL_ELBO
 from banel_pyro.schedules import Schedule, as_schedule, to_config
-from banel_pyro.training.parameters import OptimizerFactory
+from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory
 
 __all__ = [
     "Plan",
@@ -27,6 +27,7 @@ __all__ = [
     "objective_and_schedule",
     "optimizer",
     "positive",
+    "scheduler",
 ]
 
 
@@ -37,8 +38,9 @@ class Plan:
     Args:
         steps: steps in all.
         epochs: passes through the data, None if steps were asked for.
-        batch_size: rows per step, None for all.
-        steps_per_epoch: batches in an epoch.
+        batch_size: rows per batch, None for all.
+        accumulate: batches per step.
+        steps_per_epoch: steps in an epoch.
         log_every: steps between log points.
         validate_every: steps between held-out evaluations, a multiple of ``log_every``.
         checkpoint_every: steps between checkpoints.
@@ -47,6 +49,7 @@ class Plan:
     steps: int
     epochs: int | None
     batch_size: int | None
+    accumulate: int
     steps_per_epoch: int
     log_every: int
     validate_every: int
@@ -59,6 +62,7 @@ class Plan:
         epochs: int | None,
         steps: int | None,
         batch_size: int | None,
+        accumulate: int,
         log_every: int | None,
         validate_every: int | None,
         checkpoint_every: int | None,
@@ -75,16 +79,32 @@ class Plan:
                 f"batch_size={batch_size} is more than the {size} rows of data. Use at most {size}, or None for all "
                 "rows."
             )
+        accumulate = _accumulate(accumulate, batch_size, size)
         if (epochs is None) == (steps is None):
             raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of them, such as epochs=20.")
-        per_epoch = -(-size // (batch_size or size)) if size else 1
+        per_epoch = -(-size // (batch_size * accumulate if batch_size else size)) if size else 1
         total = integer("steps", steps) if steps is not None else integer("epochs", epochs) * per_epoch
         tenth = max(1, total // 10)
         log_every = integer("log_every", max(1, min(100, total // 100)) if log_every is None else log_every)
         validate_every = integer("validate_every", tenth if validate_every is None else validate_every)
         validate_every = -(-validate_every // log_every) * log_every
         checkpoint_every = integer("checkpoint_every", tenth if checkpoint_every is None else checkpoint_every)
-        return Plan(total, epochs, batch_size, per_epoch, log_every, validate_every, checkpoint_every)
+        return Plan(total, epochs, batch_size, accumulate, per_epoch, log_every, validate_every, checkpoint_every)
+
+
+def _accumulate(accumulate: Any, batch_size: int | None, size: int) -> int:
+    count = integer("accumulate", accumulate)
+    if accumulate > 1 and batch_size is None:
+        raise ValueError(
+            f"accumulate={accumulate} needs batches: give batch_size=, the rows in memory at a time. A step then sees "
+            f"{accumulate} times as many."
+        )
+    if batch_size is not None and accumulate * batch_size > size and accumulate > 1:
+        raise ValueError(
+            f"accumulate={accumulate} batches of {batch_size} rows are more than the {size} rows of data. Use at most "
+            f"accumulate={size // batch_size}."
+        )
+    return count
 
 
 def objective_and_schedule(objective: Any, lam: Any) -> tuple[Any, Schedule]:
@@ -152,6 +172,21 @@ def optimizer(optim: Any, lr: float | None) -> tuple[OptimizerFactory, dict[str,
             f"lr={lr}: the optimiser is a factory, which sets its own. Leave lr out, or pass a torch.optim class."
         )
     return optim, {}
+
+
+def scheduler(lr_scheduler: Any) -> SchedulerFactory | None:
+    """What makes the learning rate's scheduler from the optimiser, or None.
+
+    Raises:
+        TypeError: if it cannot be called.
+    """
+    if lr_scheduler is not None and not callable(lr_scheduler):
+        raise TypeError(
+            f"lr_scheduler={lr_scheduler!r}: expected a callable from the optimiser to a scheduler. Write "
+            "lr_scheduler=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)."
+        )
+    factory: SchedulerFactory | None = lr_scheduler
+    return factory
 
 
 def describe(schedule: Any) -> dict[str, Any]:

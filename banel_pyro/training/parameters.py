@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyro
 import torch
@@ -14,12 +14,12 @@ from pyro import poutine
 from pyro.distributions import constraints as pyro_constraints
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from banel_pyro.modules import modules_of, reachable_modules
+from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, checked_optimizer, checked_scheduler
 
-__all__ = ["OptimizerFactory", "Parameters", "safe_constraints"]
-
-OptimizerFactory: TypeAlias = Callable[..., torch.optim.Optimizer]
+__all__ = ["Parameters", "safe_constraints"]
 
 
 class Parameters:
@@ -33,16 +33,26 @@ class Parameters:
         guide: the guide.
         factory: a ``torch.optim`` class, or any callable from a list of tensors to an optimiser.
         options: keyword arguments of ``factory``, such as ``{"lr": 1e-3}``.
+        scheduler: from the optimiser to a scheduler of its learning rate, or None.
     """
 
-    def __init__(self, model: Any, guide: Any, factory: OptimizerFactory, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        guide: Any,
+        factory: OptimizerFactory,
+        options: dict[str, Any],
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
         self._modules = modules_of(model, guide)
         self._buffers = [m for m in reachable_modules(model, guide) if m not in self._modules]
-        self._factory, self._options = factory, options
+        self._factory, self._options, self._make_scheduler = factory, options, scheduler
         self._known: dict[Tensor, str] = {}
         self._groups: list[list[str]] = []
         self._complete = -1  # size of the param store when all that it held was ours
         self.optimizer: torch.optim.Optimizer | None = None
+        self.scheduler: LRScheduler | None = None
+        self.lr: float | None = None
 
     def names(self) -> dict[str, Tensor]:
         """The parameters by name, unconstrained."""
@@ -78,9 +88,18 @@ class Parameters:
         self._known |= new
         self._groups.append(list(new.values()))
         if self.optimizer is None:
-            self.optimizer = _checked_optimizer(self._factory(list(new), **self._options))
-        else:
+            self.optimizer = checked_optimizer(self._factory(list(new), **self._options))
+            if self._make_scheduler is not None:
+                self.scheduler = checked_scheduler(self._make_scheduler(self.optimizer), self.optimizer)
+        elif len(self.optimizer.param_groups) == 1:  # the group that a scheduler knows
+            self.optimizer.param_groups[0]["params"] += list(new)
+        elif self.scheduler is None:
             self.optimizer.add_param_group({"params": list(new)})
+        else:
+            raise ValueError(
+                f"parameters {list(new.values())} first appear after the first step, and the optimiser's groups of "
+                "parameters have a scheduler each: make them at the first step, or use one group."
+            )
 
     def clip(self, largest: float | None) -> Tensor:
         """The norm of the gradient over all parameters, which is then scaled down to at most ``largest``."""
@@ -94,11 +113,28 @@ class Parameters:
         return norm
 
     def step(self) -> None:
-        """One step of the optimiser, gradients dropped afterwards."""
-        if self.optimizer is not None:
-            self.optimizer.step()
-            for parameter in self._known:
-                parameter.grad = None
+        """One step of the optimiser and of the learning rate's scheduler, gradients dropped afterwards."""
+        if self.optimizer is None:
+            return
+        self.optimizer.step()
+        for parameter in self._known:
+            parameter.grad = None
+        if self.scheduler is not None:
+            self.lr = float(self.optimizer.param_groups[0]["lr"])
+            if not isinstance(self.scheduler, ReduceLROnPlateau):
+                self.scheduler.step()
+
+    @torch.no_grad()
+    def cast(self, dtype: torch.dtype | None) -> None:
+        """Put the parameters into a floating-point type, in place; None leaves them as they are."""
+        for parameter in self._known:
+            if dtype is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+
+    def judge(self, elbo: float) -> None:
+        """Tell a scheduler that looks for a plateau the untempered ELBO of held-out rows, in nats."""
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(elbo)
 
     # ---- saving -----------------------------------------------------------------------------
 
@@ -124,6 +160,7 @@ class Parameters:
             "owners": {name: self._known[t] for name, t in tensors.items() if self._known.get(t) in later},
             "groups": [list(names) for names in self._groups],
             "optimizer": None if self.optimizer is None else _clone(self.optimizer.state_dict()),
+            "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
         }
 
     @torch.no_grad()
@@ -151,13 +188,16 @@ class Parameters:
                 known[name].copy_(value)
             else:
                 known[name] = _insert(store, name, value, state["constraints"][name])
-        self._known, self._groups, self.optimizer, self._complete = {}, [], None, -1
+        self._known, self._groups, self._complete = {}, [], -1
+        self.optimizer, self.scheduler = None, None
         for names in state["groups"]:
             self._add({known[name]: name for name in names})
         for parameter in self._known:
             parameter.grad = None
         if self.optimizer is not None and state["optimizer"] is not None:
             self.optimizer.load_state_dict(_clone(state["optimizer"]))
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
 
     def _check(self, state: dict[str, Any]) -> None:
         """Refuse a state with other names or shapes; what a pair makes at a later step may be missing in it."""
@@ -203,21 +243,6 @@ def _unconstrained(value: Any) -> Tensor:
     # with Pyro's module-local parameters a plain parameter has no unconstrained one beside it
     unconstrained: Tensor = value.unconstrained() if hasattr(value, "unconstrained") else value
     return unconstrained
-
-
-def _checked_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Refuse what a factory returned if it is no optimiser, or one that calls the loss itself."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optim returned a {type(optimizer).__name__}: expected a torch.optim.Optimizer. Write "
-            "optim=lambda params: torch.optim.Adam(params, lr=1e-3)."
-        )
-    if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
-        raise TypeError(
-            f"optim is {type(optimizer).__name__}, which evaluates the loss several times a step: expected an "
-            "optimiser of stochastic gradients, such as torch.optim.Adam."
-        )
-    return optimizer
 
 
 @functools.cache

@@ -1,0 +1,115 @@
+"""A loop driven to its end: checkpoints, callbacks, Ctrl-C, and numbers that are not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import pyro
+
+from banel_pyro.folder import RunFolder
+from banel_pyro.plates import tell_autoguide
+from banel_pyro.training.callbacks import Callbacks
+from banel_pyro.training.faults import NonFiniteError, locate_fault
+from banel_pyro.training.interrupt import INTERRUPTED, Interrupt
+from banel_pyro.training.loop import Loop
+from banel_pyro.training.progress import Progress
+from banel_pyro.training.stopping import CollapseError
+
+__all__ = ["train"]
+
+_log = logging.getLogger("banel_pyro")
+
+
+def train(
+    loop: Loop, folder: RunFolder | None, config: dict[str, Any], checkpoint_every: int, callbacks: Callbacks, *,
+    resume: bool, progress: bool,
+) -> bool:  # fmt: skip
+    """Train, or go on with training, in the run folder; False if the very same run had already ended in it."""
+    state = None if folder is None else folder.find_state(config, resume=resume)
+    # Pyro would read the log-probability of every site on every step to warn of NaN; the loop reads at log points
+    unread = pyro.settings.context(validate_poutine=False)
+    with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate), unread:
+        if state is not None:
+            loop.load(state)
+        if folder is not None:
+            finished = state is not None and _has_ended(folder, state, config)
+            folder.claim(config)
+            if finished:
+                return False
+        _run(loop, folder, checkpoint_every, callbacks, progress)
+    return True
+
+
+def _has_ended(folder: RunFolder, state: Mapping[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a run has come to its last step, or to where a callback stopped it, and its files are there."""
+    by_callback = state["stopped"] not in (None, INTERRUPTED) and folder.read_config()["steps"] == config["steps"]
+    return folder.is_finished(config) and (state["step"] == config["steps"] or by_callback)
+
+
+def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks: Callbacks, progress: bool) -> None:
+    """Advance to the last step. Numbers that are not finite and a collapse stop it, with the state saved."""
+    loop.stopped, loop.good = None, loop.state()
+    if loop.step == 0:  # a run that stops before its first checkpoint starts over from here
+        _save(loop, folder)
+    with Progress(loop.steps, enabled=progress) as bar, Interrupt() as interrupt:
+        while loop.step < loop.steps and loop.stopped is None:
+            with _saved(loop, folder):
+                _advance(loop)
+                if loop.at_log_point:
+                    bar.update(loop.step, loop.history[-1])
+                reason = callbacks.after_step() or (INTERRUPTED if interrupt.asked else None)
+            loop.stopped = reason if loop.step < loop.steps else None
+            if loop.step % checkpoint_every == 0 or loop.step == loop.steps or loop.stopped:
+                _save(loop, folder)
+        with _saved(loop, folder):
+            callbacks.end()
+    if loop.stopped == INTERRUPTED:
+        how = "the parameters are those after it" if folder is None else "the same call with resume=True goes on"
+        _log.warning("interrupted after step %d of %d: %s", loop.step, loop.steps, how)
+
+
+@contextmanager
+def _saved(loop: Loop, folder: RunFolder | None) -> Iterator[None]:
+    """Save the run when what comes after a step ends it: numbers, a collapse, a callback."""
+    step = loop.step
+    try:
+        yield
+    except Exception as error:
+        if loop.step != step or isinstance(error, NonFiniteError | CollapseError):
+            _save(loop, folder)
+            if folder is not None and not isinstance(error, NonFiniteError | CollapseError):
+                error.add_note(f"The run is saved in {folder.path}; resume=True goes on.")
+        raise
+
+
+def _advance(loop: Loop) -> None:
+    """One step; an error that comes from numbers that are not finite is replaced by one that says where they arise."""
+    step = loop.step
+    try:
+        loop.advance()
+    except (NonFiniteError, CollapseError):
+        raise
+    except Exception as error:
+        error.add_note(f"This happened in fit, at step {step}.")
+        # Pyro's validation and warnings meet such numbers before our log point does
+        if isinstance(error, ValueError | Warning) or not loop.is_finite:
+            _blame(loop, error, step)
+        raise
+
+
+def _blame(loop: Loop, error: Exception, step: int) -> None:
+    try:
+        locate_fault(loop, until=step + 1)
+    except NonFiniteError as fault:
+        raise fault from error
+    except Exception:  # the same error once more
+        raise error from None
+
+
+def _save(loop: Loop, folder: RunFolder | None) -> None:
+    if folder is not None:
+        folder.write_state(loop.state(), pd.DataFrame(loop.history))
