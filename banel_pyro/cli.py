@@ -21,9 +21,11 @@ from rich.table import Table
 import banel_pyro
 from banel_pyro.batches import as_rows
 from banel_pyro.pair import Pair, load_pair
+from banel_pyro.precision import checked_dtype
 from banel_pyro.report import COMMAND, Comparison, write_report
 from banel_pyro.report.numbers import notes, text_table
 from banel_pyro.seeding import fork_rng
+from banel_pyro.training.interrupt import INTERRUPTED
 
 __all__ = ["app", "main"]
 
@@ -33,7 +35,7 @@ LR = 3e-3
 BATCH, SMALL = 128, 512
 """Rows per step of data with more than ``SMALL`` rows; smaller data are taken whole."""
 
-INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells and typer have it."""
 
 app = typer.Typer(
@@ -54,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(given, prog_name="banel", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        code = EXIT_INTERRUPTED
     except Exception as error:
         if "--debug" in given:
             raise
         _stop(f"error: {_message(error)}", 2)
-    if code == INTERRUPTED:
-        _stop("stopped. The same command with --resume goes on.", INTERRUPTED)
+    if code == EXIT_INTERRUPTED:
+        _stop("stopped. The same command with --resume goes on.", EXIT_INTERRUPTED)
     sys.exit(code)
 
 
@@ -109,6 +111,10 @@ def fit(
     lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = LR,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn; every λ starts from the same weights.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; one is best for small networks.", min=1)] = 1,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float32|float64", help="Floating-point type of each run.", show_default="float32"),
+    ] = None,
     draws: Annotated[int, typer.Option(help="Draws from each posterior for the numbers and the page.")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the runs in --out stopped.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
@@ -126,7 +132,7 @@ def fit(
         steps = STEPS
     folder = out or Path("runs") / pair.replace(":", ".")
     _check_out(folder, lams, resume=resume)
-    plan = _Plan(make, batch_size, seed, {"steps": steps, "epochs": epochs, "lr": lr})
+    plan = _Plan(make, batch_size, seed, {"steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype)})
     options = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
     with _threads(threads):
         for value in lams.values():  # a mistake in the last λ is found before the first is trained
@@ -170,7 +176,9 @@ class _Plan:
             rows = as_rows(split.train)
             pair = replace(pair, data=lambda: split)
             batch_size = _batch_size(self.batch_size, len(rows[0]) if rows else 0)
-            pair.fit(**{**self.options, "lam": lam, "batch_size": batch_size, "seed": self.seed, **options})
+            result = pair.fit(**{**self.options, "lam": lam, "batch_size": batch_size, "seed": self.seed, **options})
+        if result.stopped == INTERRUPTED:
+            raise KeyboardInterrupt
 
     def rehearse(self, lam: float | dict[str, float]) -> None:
         """One step, which goes through all checks and leaves nothing behind."""

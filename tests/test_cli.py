@@ -19,6 +19,9 @@ from banel_pyro.cli import main
 PAIRS = '''
 """Pairs for the command line, most of them wrong in one way."""
 
+import os
+import signal
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -130,6 +133,19 @@ def wider():
             pyro.sample("x", dist.Normal(mu.sum(), 1.0), obs=x)
 
     return pair(model=model)
+
+
+def pressed():
+    """Ctrl-C at a time when the steps of a run have begun."""
+    calls = []
+
+    def interrupting(x):
+        calls.append(1)
+        if len(calls) == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+        model(x)
+
+    return pair(model=interrupting)
 
 
 def interrupted():
@@ -350,7 +366,7 @@ def test_the_state_of_another_pair_or_version_is_refused(folder: Path) -> None:
     file = folder / "runs" / "lam=0" / "state.pt"
     state = torch.load(file, weights_only=True)
     torch.save({**state, "format": 99}, file)
-    assert re.search(r"state of format 99, this version reads format 1", refused(*command, "--resume"))
+    assert re.search(r"state of format 99, this version reads format 2", refused(*command, "--resume"))
     file.write_bytes(b"no state")
     assert re.search(r"state.pt' cannot be read as a state", refused(*command, "--resume"))
     config = folder / "runs" / "lam=0" / "config.json"
@@ -377,6 +393,22 @@ def test_an_error_in_training_says_where_the_results_are(folder: Path) -> None:
 def test_interrupting_is_no_error() -> None:
     found = banel("fit", "pairs:interrupted", "--out", "runs")
     assert (found.code, found.err) == (130, "stopped. The same command with --resume goes on.\n")
+
+
+def test_ctrl_c_ends_the_step_and_the_command_can_go_on(folder: Path) -> None:
+    command = ("fit", "pairs:pressed", "--lam", "0,0.4", "--steps", "100", "--draws", "5", "--out", "runs")
+    found = banel(*command)
+    assert found.code == 130
+    assert found.err.endswith("stopped. The same command with --resume goes on.\n")
+    assert (folder / "runs" / "lam=0" / "state.pt").exists()
+    assert not (folder / "runs" / "lam=0.4").exists()
+
+
+def test_a_run_in_float64(folder: Path) -> None:
+    options = ("--steps", "5", "--draws", "5", "--out", "runs", "--dtype", "float64")
+    assert banel("fit", "pairs:fine", *options).code == 0
+    assert json.loads((folder / "runs" / "lam=0" / "config.json").read_text())["dtype"] == "float64"
+    assert "dtype='double': expected" in refused("fit", "pairs:fine", "--dtype", "double")
 
 
 def test_debug_shows_the_traceback() -> None:

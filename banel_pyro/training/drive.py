@@ -61,8 +61,8 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
                 _advance(loop)
                 if loop.at_log_point:
                     bar.update(loop.step, loop.history[-1])
-                reason = callbacks.after_step() or (INTERRUPTED if interrupt.asked else None)
-            loop.stopped = reason if loop.step < loop.steps else None
+                reason = callbacks.after_step()
+            loop.stopped = INTERRUPTED if interrupt.asked else reason if loop.step < loop.steps else None
             if loop.step % checkpoint_every == 0 or loop.step == loop.steps or loop.stopped:
                 _save(loop, folder)
         with _saved(loop, folder):
