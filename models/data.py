@@ -1,18 +1,40 @@
 """The data of the pairs: small real data sets, embedded, and the way to the larger ones.
 
 Every function returns tensors in torch's default dtype (float32 unless you changed it), so that
-data, priors and parameters agree. `data_folder` finds the sets that are too large to embed.
+data, priors and parameters agree; labels and other indices are int64. Images are in `image_data`, the
+files of what is too large to embed in `local_data`; both are reached from here.
 """
-
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_diabetes, load_digits
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from torch import Tensor
 
 from banel_pyro import Split
+from models.image_data import binarize, digits, digits_labels, mnist, mnist_labels, static_mnist
+from models.local_data import data_folder, read_columns
+
+__all__ = [
+    "CAVENDISH_DENSITIES",
+    "DAMAGED_FLIGHTS",
+    "SCHOOL_EFFECTS",
+    "SCHOOL_STANDARD_ERRORS",
+    "binarize",
+    "breast_cancer",
+    "data_folder",
+    "diabetes",
+    "digits",
+    "digits_labels",
+    "earth_density",
+    "eight_schools",
+    "iris_petals",
+    "mnist",
+    "mnist_labels",
+    "radon",
+    "shuttle_o_rings",
+    "static_mnist",
+]
 
 CAVENDISH_DENSITIES = (
     5.50, 5.61, 4.88, 5.07, 5.26, 5.55, 5.36, 5.29, 5.58, 5.65,
@@ -87,86 +109,88 @@ def eight_schools() -> tuple[Tensor, Tensor]:
     return _tensor(SCHOOL_EFFECTS), _tensor(SCHOOL_STANDARD_ERRORS)
 
 
-def digits(*, held_out: int = 297, seed: int = 0) -> Split:
-    """1,797 handwritten digits of 8x8 pixels, with dynamic binarisation to train and fixed bits to judge.
+def breast_cancer(*, held_out: int = 169, seed: int = 0) -> Split:
+    """Thirty measurements of cell nuclei from 569 breast tumours, and whether the tumour is malignant.
 
-    The images are put into a random order and the last `held_out` of them are held out. Writers are
-    not told apart in the source, so both parts may hold digits by one hand. Training images stay grey:
-    `binarize` draws their bits anew each time that a batch is used, once for model and guide together,
-    which keeps a small set from being learnt by heart. Held-out images are binarised here, once, so
-    that whatever is compared on them is compared on the same bits. The order, and then the held-out
-    bits, come from `numpy.random.RandomState(seed)`, whose stream NumPy keeps fixed.
+    The patients are put into the random order of `numpy.random.RandomState(seed)` and the last
+    `held_out` of them are held out. Every column has mean 0 and standard deviation 1 in the training part.
 
     Args:
-        held_out: Number of images held out, 1 to 1796; the default leaves 1,500 for training.
-        seed: Seed of the order and of the held-out bits.
+        held_out: Number of patients held out, 1 to 568; the default leaves 400 for training.
+        seed: Seed of the order.
 
     Returns:
-        Split with grey training images (1797 - held_out, 64) in [0, 1], held-out bits (held_out, 64)
-        and `transform=binarize`.
+        Split of design x (n, 30) and response y (n,), 1 for malignant and 0 for benign.
 
     Raises:
         ValueError: If `held_out` leaves one of the parts empty.
 
     Reference:
-        Alpaydin, Kaynak, "Optical recognition of handwritten digits", UCI (1998); embedded in
-        scikit-learn.
+        Street, Wolberg, Mangasarian, "Nuclear feature extraction for breast tumor diagnosis", 1993;
+        embedded in scikit-learn.
     """
-    images = load_digits().data / 16
-    if not 0 < held_out < len(images):
-        raise ValueError(f"held_out={held_out}: expected 1 to {len(images) - 1} of the {len(images)} images")
-    rng = np.random.RandomState(seed)
-    images = images[rng.permutation(len(images))]
-    train, judged = images[:-held_out], images[-held_out:]
-    bits = rng.random_sample(judged.shape) < judged
-    return Split(train=_tensor(train), held_out=_tensor(bits), transform=binarize)
+    x, benign = load_breast_cancer(return_X_y=True)
+    train, judged = _parts(len(x), held_out, seed, "patients")
+    x = (x - x[train].mean(0)) / x[train].std(0)
+    return Split(*((_tensor(x[part]), _tensor(1 - benign[part])) for part in (train, judged)))
 
 
-def binarize(rows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Draw black-and-white images from grey ones: each pixel is 1 with probability its grey value.
-
-    The draws come from torch's current random state, so whoever seeds that gets the same bits.
+def iris_petals(*, held_out: int = 30, seed: int = 0) -> Split:
+    """Length of a petal of 150 irises of three species, which are not told.
 
     Args:
-        rows: One tensor of grey values in [0, 1], in a tuple as a `Split` hands it over.
+        held_out: Number of flowers held out, 1 to 149; the default leaves 120 for training.
+        seed: Seed of the random order, as in `breast_cancer`.
 
     Returns:
-        One tensor of zeros and ones of the same shape and dtype, in a tuple.
-
-    Reference:
-        Salakhutdinov, Murray, "On the quantitative analysis of deep belief networks", ICML 2008;
-        Burda, Grosse, Salakhutdinov, "Importance weighted autoencoders", ICLR 2016.
-    """
-    (grey,) = rows
-    return (torch.bernoulli(grey),)
-
-
-def data_folder(name: str) -> Path:
-    """The folder of a data set that is too large to embed: `name` inside the folder `BANEL_DATA`.
-
-    Args:
-        name: Name of the data set's folder, such as "mnist".
-
-    Returns:
-        Path of the folder, which exists.
+        Split of lengths (n,) in centimetres.
 
     Raises:
-        FileNotFoundError: If the environment variable `BANEL_DATA` is not set, or its folder has no
-            folder `name`.
+        ValueError: If `held_out` leaves one of the parts empty.
+
+    Reference:
+        Fisher, "The use of multiple measurements in taxonomic problems", Ann. Eugenics 7 (1936), with
+        Anderson's measurements; embedded in scikit-learn.
     """
-    root = os.environ.get("BANEL_DATA")
-    if not root:
-        raise FileNotFoundError(
-            f"data set {name!r} is not embedded and BANEL_DATA is not set: put the files into a folder "
-            f"{name!r} and set BANEL_DATA to the folder that holds it"
-        )
-    folder = Path(root).expanduser() / name
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data set {name!r} is missing: put its files into {str(folder)!r}, or set BANEL_DATA "
-            f"(now {root!r}) to the folder that holds {name!r}"
-        )
-    return folder
+    lengths = load_iris().data[:, 2]
+    return Split(*(_tensor(lengths[part]) for part in _parts(len(lengths), held_out, seed, "flowers")))
+
+
+def radon(*, held_out: int = 119, seed: int = 0) -> Split:
+    """Radon in 919 houses of Minnesota's 85 counties, from posteriordb's file `radon_mn.json`.
+
+    The file is in the folder `bayes` of `BANEL_DATA`. Several counties have a single house, which may be
+    a held-out one.
+
+    Args:
+        held_out: Number of houses held out, 1 to 918; the default leaves 800 for training.
+        seed: Seed of the random order, as in `breast_cancer`.
+
+    Returns:
+        Split of four columns (n,): the county (int64, 0 to 84), 1 where the measurement was taken on the
+        first floor and 0 in the basement, the logarithm of the county's uranium in the soil (in parts per
+        million), and the logarithm of the radon measured (in picocuries per litre), the response.
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is damaged or holds something else, or if `held_out` leaves a part empty.
+
+    Reference:
+        Gelman, Hill, "Data analysis using regression and multilevel/hierarchical models", 2007, chapter
+        12; Magnusson et al., "posteriordb", arXiv 2407.04967.
+    """
+    names = ("county_idx", "floor_measure", "log_uppm", "log_radon")
+    county, *others = read_columns(data_folder("bayes") / "radon_mn.json", names=names)
+    parts = _parts(len(county), held_out, seed, "houses")
+    return Split(*((torch.as_tensor(county[i] - 1), *(_tensor(column[i]) for column in others)) for i in parts))
+
+
+def _parts(size: int, held_out: int, seed: int, what: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the training and of the held-out rows, both in random order."""
+    if not 0 < held_out < size:
+        raise ValueError(f"held_out={held_out}: expected 1 to {size - 1} of the {size} {what}")
+    order = np.random.RandomState(seed).permutation(size)
+    return order[:-held_out], order[-held_out:]
 
 
 def _tensor(values: object) -> Tensor:

@@ -5,12 +5,14 @@
 The decoder is the model and the encoder is the guide; every latent is local to an image.
 """
 
+from collections.abc import Callable
+
 import pyro
 import pyro.distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from banel_pyro import Pair
+from banel_pyro import Pair, Split
 from models import data
 
 MIN_SD = 1e-4
@@ -72,5 +74,19 @@ class Encoder(PyroModule):
 
 def digits() -> Pair:
     """8x8 handwritten digits, eight latents, 200 hidden units; weights from torch's current random state."""
-    sizes = {"pixels": 64, "hidden": 200, "latents": 8}
-    return Pair(Decoder(**sizes), Encoder(**sizes), data=data.digits, data_plate="data", name="digits")
+    return _pair(data.digits, "digits", pixels=64, hidden=200, latents=8)
+
+
+def mnist() -> Pair:
+    """MNIST's digits of 28x28 pixels, 20 latents, 400 hidden units, bits drawn anew for every batch."""
+    return _pair(data.mnist, "mnist", pixels=784, hidden=400, latents=20)
+
+
+def static_mnist() -> Pair:
+    """The same for MNIST binarised once, judged on the validation part: what published figures compare."""
+    return _pair(data.static_mnist, "static_mnist", pixels=784, hidden=400, latents=20)
+
+
+def _pair(images: Callable[[], Split], name: str, **sizes: int) -> Pair:
+    """A decoder and an encoder of these sizes."""
+    return Pair(Decoder(**sizes), Encoder(**sizes), data=images, data_plate="data", name=name)

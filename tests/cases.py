@@ -2,7 +2,8 @@
 
 Two families of problems, each with its exact loss: a Gaussian one, whose expectations are quadratic, and a
 discrete one, which is enumerated. `models.normal_normal`, `models.gaussian_regression`, `models.beta_bernoulli`,
-`models.eight_schools` and `models.vae` join them where a law is about the pairs themselves.
+`models.eight_schools`, `models.vae` and `models.hierarchical_vae`, `models.logistic`, `models.radon` and
+`models.mixture` join them where a law is about the pairs themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +22,17 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from banel_pyro.objectives import BaNEL_ELBO
-from models import beta_bernoulli, eight_schools, gaussian_regression, normal_normal, vae
+from models import (
+    beta_bernoulli,
+    eight_schools,
+    gaussian_regression,
+    hierarchical_vae,
+    logistic,
+    mixture,
+    normal_normal,
+    radon,
+    vae,
+)
 
 PAIRS = {
     "normal_normal": normal_normal.pair,
@@ -31,6 +42,13 @@ PAIRS = {
     "noncentered": eight_schools.noncentered,
     "centered": eight_schools.centered,
     "digits": vae.digits,
+    "mnist": vae.mnist,
+    "static_mnist": vae.static_mnist,
+    "hierarchical_digits": hierarchical_vae.digits,
+    "hierarchical_mnist": hierarchical_vae.mnist,
+    "logistic": logistic.pair,
+    "radon": radon.pair,
+    "mixture": mixture.pair,
 }
 """All pairs of `models/`."""
 

@@ -20,7 +20,18 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from banel_pyro import Pair, Split
-from models import beta_bernoulli, data, eight_schools, gaussian_regression, normal_normal, vae
+from models import (
+    beta_bernoulli,
+    data,
+    eight_schools,
+    gaussian_regression,
+    hierarchical_vae,
+    logistic,
+    mixture,
+    normal_normal,
+    radon,
+    vae,
+)
 
 FACTORIES = {
     "normal_normal:pair": normal_normal.pair,
@@ -30,6 +41,13 @@ FACTORIES = {
     "eight_schools:noncentered": eight_schools.noncentered,
     "eight_schools:centered": eight_schools.centered,
     "vae:digits": vae.digits,
+    "vae:mnist": vae.mnist,
+    "vae:static_mnist": vae.static_mnist,
+    "hierarchical_vae:digits": hierarchical_vae.digits,
+    "hierarchical_vae:mnist": hierarchical_vae.mnist,
+    "logistic:pair": logistic.pair,
+    "radon:pair": radon.pair,
+    "mixture:pair": mixture.pair,
 }
 LATENTS = {
     "normal_normal:pair": {"density": ()},
@@ -39,6 +57,13 @@ LATENTS = {
     "eight_schools:noncentered": {"mu": (), "tau": (), "theta_trans": (8,)},
     "eight_schools:centered": {"mu": (), "tau": (), "theta": (8,)},
     "vae:digits": {"z": (6, 8)},
+    "vae:mnist": {"z": (6, 20)},
+    "vae:static_mnist": {"z": (6, 20)},
+    "hierarchical_vae:digits": {"z1": (6, 8), "z2": (6, 2)},
+    "hierarchical_vae:mnist": {"z1": (6, 20), "z2": (6, 2)},
+    "logistic:pair": {"intercept": (), "weights": (30,)},
+    "radon:pair": {"intercept": (), "floor": (), "uranium": (), "county_sd": (), "noise_sd": (), "county": (85,)},
+    "mixture:pair": {"weights": (3,), "locations": (3,), "scales": (3,)},
 }
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -47,15 +72,21 @@ LAMS = [-0.5, 0.0, 0.4, 0.9]
 ONE_LATENT = {"normal_normal": (normal_normal, 4.5, 6.5), "beta_bernoulli": (beta_bernoulli, 0.0, 1.0)}
 
 each_factory = pytest.mark.parametrize("name", FACTORIES)
+each_autoencoder = pytest.mark.parametrize("factory", [vae.digits, hierarchical_vae.digits])
 each_lam = pytest.mark.parametrize("lam", LAMS)
 one_latent = pytest.mark.parametrize(("pair_file", "low", "high"), ONE_LATENT.values(), ids=ONE_LATENT)
 
 
 def rows(pair: Pair) -> tuple[Tensor, ...]:
-    """Positional arguments of the pair's model and guide."""
+    """Positional arguments of the pair's model and guide; made up where the data are in files."""
+    if "mnist" in pair.name:
+        return (torch.rand(6, 784, generator=torch.manual_seed(0)).round(),)
+    if pair.name == "radon":
+        house = torch.arange(radon.NUM_HOUSES)
+        return house % radon.NUM_COUNTIES, (house % 5 == 0).double(), (house % 85) / 85.0, (house % 7) / 3.0
     loaded = pair.data()
-    if isinstance(loaded, Split):
-        return (loaded.held_out[:6],)
+    if isinstance(loaded, Split):  # images are local to a row, the other models have a plate over all of them
+        loaded = loaded.held_out[:6] if "digits" in pair.name else loaded.train
     return loaded if isinstance(loaded, tuple) else (loaded,)
 
 
@@ -256,16 +287,18 @@ def _parameters(pair: Pair) -> dict[str, Tensor]:
         return {key: value.detach().clone() for key, value in pyro.get_param_store().items()}
 
 
-def test_fresh_networks_differ() -> None:
-    first, second = vae.digits(), vae.digits()
+@each_autoencoder
+def test_fresh_networks_differ(factory: Callable[[], Pair]) -> None:
+    first, second = factory(), factory()
     for one, other in ((first.model, second.model), (first.guide, second.guide)):
         for a, b in zip(one.parameters(), other.parameters(), strict=True):
             assert a.data_ptr() != b.data_ptr()
             assert not torch.equal(a, b)
 
 
-def test_decoder_and_encoder_have_names_of_their_own_in_the_param_store() -> None:
-    pair = vae.digits()
+@each_autoencoder
+def test_decoder_and_encoder_have_names_of_their_own_in_the_param_store(factory: Callable[[], Pair]) -> None:
+    pair = factory()
     weights = [*pair.model.parameters(), *pair.guide.parameters()]
     pair.guide(*rows(pair))
     pair.model(*rows(pair))
