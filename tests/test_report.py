@@ -4,8 +4,9 @@ import json
 import math
 import re
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoDelta
 
-from banel_pyro import Estimate, Linear, Pair, Split
-from banel_pyro.report import Comparison, Run, numbers, plots, read_comparison, write_report
+from banel_pyro import Estimate, Linear, Pair, Split, to_arviz
+from banel_pyro.inference_data import ArviZ, group
+from banel_pyro.report import Comparison, Run, numbers, read_comparison, write_report
+from banel_pyro.report.bits import bits_per_dimension
 from banel_pyro.report.page import findings, render
 from banel_pyro.report.pictures import MAX_LATENTS, pictures
 from models import eight_schools, vae
@@ -94,6 +96,12 @@ def json_of(html: str) -> dict[str, Any]:
     return found
 
 
+def html_text(html: str, tag: str) -> str:
+    """What a reader sees of the only element of that tag: spaces that keep a line together are spaces."""
+    (inside,) = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+    return unescape(re.sub(r"<[^>]*>", "", inside)).replace("\u00a0", " ")
+
+
 # The numbers
 
 
@@ -102,6 +110,7 @@ def test_numbers_of_local_latents_are_those_that_numpy_finds_in_posterior_nc(dig
     write_report(digits)
     found = json_of((digits / "report.html").read_text())
     assert (found["unit"], found["rows"], found["paired"]) == ("nats per data point", "all 297 held-out rows", True)
+    assert found["pixels"] == 64
     vectors = []
     for run, folder in zip(found["runs"], ("run0", "run1"), strict=True):
         s = stats(digits / folder)
@@ -114,6 +123,8 @@ def test_numbers_of_local_latents_are_those_that_numpy_finds_in_posterior_nc(dig
                 "entropy": -log_q.mean(0),
                 "elbo": (log_p - log_q).mean(0),
                 "iwae": np.log(np.exp(log_p - log_q).mean(0)),
+                "elbo_bits_per_dimension": (log_q - log_p).mean(0) / 64 / np.log(2),
+                "iwae_bits_per_dimension": -np.log2(np.exp(log_p - log_q).mean(0)) / 64,
             }
         )
         for name, vector in vectors[-1].items():
@@ -150,6 +161,7 @@ def test_numbers_of_shared_latents_are_totals_over_rows_with_errors_over_draws(s
             assert run[f"{name}_stderr"] == pytest.approx(draws.std(ddof=1) / math.sqrt(30) / 8)
         assert run["iwae"] == pytest.approx(np.log(np.exp(log_w).mean()) / 8)
         assert run["active_units"] is None
+        assert not [name for name in run if "bits" in name]
     first, second = found["runs"]
     assert second["elbo_difference"] == pytest.approx(second["elbo"] - first["elbo"])
     assert second["elbo_difference_stderr"] == pytest.approx(math.hypot(first["elbo_stderr"], second["elbo_stderr"]))
@@ -184,13 +196,64 @@ def test_no_number_depends_on_lam(digits: Path) -> None:
 def test_rows_of_the_table_and_its_notes_tell_what_was_compared(digits: Path, schools: Path) -> None:
     local, shared = (read_comparison(folder).numbers for folder in (digits, schools))
     assert list(numbers.text_table(local).columns) == ["λ = 0", "λ = 0.4", "λ = 0.4 − λ = 0"]
-    assert numbers.text_table(local).index[-1] == "active units"
-    assert "active units" not in numbers.text_table(shared).index
+    nats = ["log-likelihood", "KL", "entropy", "ELBO", "IWAE"]
+    bits = ["bits per dimension", "bits per dimension, IWAE"]
+    assert list(numbers.text_table(local).index) == [*nats, *bits, "active units"]
+    assert list(numbers.text_table(shared).index) == nats
     assert "all 297 held-out rows, from 40 draws; ± one standard error over data points." in numbers.notes(local)[0]
     assert "totals divided by 8), on all 8 training rows, from 30 draws" in numbers.notes(shared)[0]
     assert numbers.notes(local)[1].startswith("Differences are paired")
     assert numbers.notes(shared)[1].startswith("Differences are not paired")
+    assert numbers.notes(local)[2].startswith("Bits per dimension are −ELBO ÷ (64 pixels · ln 2)")
+    assert not [note for note in numbers.notes(shared) if "Bits" in note]
     assert "never compared or ranked" in numbers.notes(shared)[-1]
+
+
+def coins(pixels: int, *, draw: Callable[[], Any] = lambda: dist.Normal(0.0, 1.0), label: bool = False) -> ArviZ:
+    """Draws for four images of fair coins, whose latents say nothing about them: KL = 0 where ``draw`` is the prior."""
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Bernoulli(torch.full((pixels,), 0.5)).to_event(1), obs=x)
+            if label:
+                pyro.sample("label", dist.Bernoulli(0.5), obs=x[:, 0])
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("z", draw())
+
+    groups = ("posterior", "sample_stats", "prior", "observed_data")
+    return to_arviz(model, guide, torch.eye(4, pixels), num_samples=3, groups=groups, seed=0)
+
+
+def test_a_fair_coin_for_each_pixel_is_one_bit_per_dimension(float64: torch.dtype) -> None:
+    found = numbers.run_numbers(coins(36)).values
+    assert found["elbo"].value == pytest.approx(-36 * math.log(2), rel=1e-12)
+    for name in ("elbo_bits_per_dimension", "iwae_bits_per_dimension"):
+        assert found[name].value == pytest.approx(1.0, rel=1e-12)
+        assert found[name].stderr == pytest.approx(0.0, abs=1e-12)
+
+
+def test_bits_per_dimension_of_numbers_done_by_hand() -> None:
+    """784 ln 2 = 543.4274 nats are one bit per pixel of MNIST; a difference of bounds is one of bits."""
+    found = bits_per_dimension(Estimate(-100.0, 2.0), 784)
+    assert (found.value, found.stderr) == (pytest.approx(0.1840172, rel=1e-6), pytest.approx(0.003680344, rel=1e-6))
+    better = bits_per_dimension(Estimate(-90.0, 2.0), 784)
+    assert better.value - found.value == pytest.approx(bits_per_dimension(Estimate(10.0, 0.0), 784).value)
+    with pytest.raises(ValueError, match=r"dimensions=0: expected the dimensions of one data point, such as 784"):
+        bits_per_dimension(Estimate(-1.0, 0.0), 0)
+
+
+def test_bits_per_dimension_are_for_images_alone() -> None:
+    """Not for rows of another shape, not with observations that are no pixels, not where the ELBO is no bound."""
+    assert numbers.run_numbers(coins(36)).pixels == 36
+    assert numbers.run_numbers(coins(35)).pixels is None
+    assert numbers.run_numbers(coins(36, label=True)).pixels is None
+    point = numbers.run_numbers(coins(36, draw=lambda: dist.Delta(torch.tensor(0.1))))
+    assert point.point_masses == ("z",)
+    assert point.pixels is None
+    assert "elbo_bits_per_dimension" not in point.values
 
 
 def test_a_model_without_a_data_plate_gives_totals(tmp_path: Path) -> None:
@@ -206,7 +269,7 @@ def test_a_model_without_a_data_plate_gives_totals(tmp_path: Path) -> None:
     s = stats(tmp_path / "run0")
     assert (run.numbers.unit, run.numbers.rows) == ("nats, total", "the data inside the model")
     assert run.numbers.values["elbo"].value == pytest.approx((s["log_p"] - s["log_q"]).mean())
-    assert "x" in read_comparison(tmp_path).runs[0].idata["posterior_predictive"]
+    assert "x" in group(read_comparison(tmp_path).runs[0].idata, "posterior_predictive")
 
 
 def test_the_entropy_of_a_point_is_minus_infinity(tmp_path: Path) -> None:
@@ -237,7 +300,7 @@ def test_transformed_training_rows_are_judged_as_they_were_trained_on(tmp_path: 
     fit_runs(make, tmp_path, 0.0, steps=2, posterior_samples=3)
     (run,) = read_comparison(tmp_path).runs
     assert run.numbers.rows == "all 30 training rows"
-    assert set(np.unique(run.idata["observed_data"]["x"])) == {0.0, 1.0}
+    assert set(np.unique(group(run.idata, "observed_data")["x"])) == {0.0, 1.0}
 
 
 # What is read
@@ -325,8 +388,45 @@ def test_the_page_says_what_lam_did_and_what_it_cost(digits: Path) -> None:
     assert "wider than at λ = 0.4" in swapped
     assert "nats higher" in swapped
     (same,) = findings([comparison.runs[0], comparison.runs[0]])
-    assert "as wide as" in same
-    assert "the same to within" in same
+    assert "as wide as at λ = 0, to within 0.005 nats" in same
+    assert "The ELBO is the same to within 0.005 nats" in same
+
+
+@pytest.mark.parametrize(("nats", "times"), [(0.01, "1 %"), (0.7, "2 times"), (4.39, "81 times"), (21.3, "10^9 times")])
+def test_a_change_of_volume_is_told_in_two_digits(digits: Path, nats: float, times: str) -> None:
+    run = read_comparison(digits).runs[0]
+    wider = replace(run, label="wider")
+    vectors = dict(run.numbers.per_datum)
+    wider.__dict__["numbers"] = replace(run.numbers, per_datum=vectors | {"entropy": vectors["entropy"] + nats})
+    assert f"by {nats:.2f} nats of entropy: {times} larger in volume" in findings([run, wider])[0]
+
+
+def test_a_posterior_that_many_data_points_share_is_told_in_its_own_nats(schools: Path) -> None:
+    """4 nats in all are 0.0004 for each of 10,000 data points, and no less a difference for that."""
+    run = read_comparison(schools).runs[0]
+    runs = [replace(run, label=label) for label in ("narrow", "wide")]
+    for one, total in zip(runs, (0.0, 4.0), strict=True):
+        values = dict(run.numbers.values) | dict.fromkeys(("entropy", "elbo"), Estimate(total / 1e4, 1e-8))
+        one.__dict__["numbers"] = replace(run.numbers, values=values, num_rows=10_000)
+    (sentence,) = findings(runs)
+    assert "the posterior is wider than at narrow, by 4.00 nats of entropy: 55 times larger in volume." in sentence
+    assert "The ELBO is 0.000400 ± 0.000000 nats higher per data point" in sentence
+
+
+def test_the_findings_are_a_list_where_there_are_several(digits: Path) -> None:
+    comparison = read_comparison(digits)
+    first, second = comparison.runs
+    three = replace(comparison, runs=(first, second, replace(second, label="again")))
+    html = render(three)
+    assert html_text(html, "ul").split("\n")[1:-1] == findings(three.runs)
+    assert html_text(html, "h1") == "digits: λ = 0, λ = 0.4, again"
+    assert 'class="lede"' not in html
+
+
+def test_the_glossary_explains_every_row_of_the_table(digits: Path, schools: Path) -> None:
+    for folder in (digits, schools):
+        terms = re.findall(r"<dt>(.*?)</dt><dd>.+?</dd>", (folder / "run0" / "report.html").read_text())
+        assert terms == [*numbers.text_table(read_comparison(folder / "run0").numbers).index, "nat"]
 
 
 def test_text_from_outside_cannot_break_the_page(digits: Path) -> None:
@@ -342,7 +442,8 @@ def test_text_from_outside_cannot_break_the_page(digits: Path) -> None:
 def test_how_the_runs_were_made_is_one_column_where_they_agree(digits: Path) -> None:
     comparison = read_comparison(digits)
     html = render(replace(comparison, command="banel fit models.vae:digits --lam 0,0.4"))
-    assert "<pre>banel fit models.vae:digits --lam 0,0.4</pre>" in html
+    assert html.count('<p class="lede">') == 1
+    assert html_text(html, "pre") == "banel fit models.vae:digits --lam 0,0.4"
     assert html.count('<th scope="col">all runs</th>') == 1
     assert comparison.runs[0].config["data"][:16] in html
     other = replace(comparison.runs[1], config=comparison.runs[1].config | {"seed": 1})
@@ -356,68 +457,6 @@ def test_drawing_changes_no_setting_of_matplotlib(digits: Path) -> None:
 
 
 # The pictures
-
-
-@pytest.fixture
-def ax() -> Iterator[Any]:
-    """Axes to draw on."""
-    with matplotlib.rc_context(plots.STYLE):
-        yield Figure().subplots()
-
-
-def test_plot_terms_draws_each_history_and_its_held_out_points(ax: Any) -> None:
-    history = pd.DataFrame({"step": [1, 2, 3], "elbo": [-9.0, -2.0, -1.0], "val_elbo": [math.nan, -2.5, math.nan]})
-    assert plots.plot_terms(ax, {"a": history, "b": history + 1}, "elbo", held_out="val_elbo") is ax
-    line, point, other, _ = ax.lines
-    assert list(line.get_ydata()) == [-9.0, -2.0, -1.0]
-    assert list(point.get_xydata()[0]) == [2.0, -2.5]
-    assert list(other.get_xdata()) == [2, 3, 4]
-    assert line.get_color() != other.get_color()
-    assert line.get_linestyle() != other.get_linestyle()
-
-
-def test_plot_terms_draws_a_lam_for_each_site_and_gaps_for_infinities(ax: Any) -> None:
-    history = pd.DataFrame({"step": [1, 2], "lam": [math.nan] * 2, "lam[z]": [0.1, 0.2], "lam[w]": [0.3, 0.4]})
-    plots.plot_terms(ax, {"a": history}, "lam")
-    assert [list(line.get_ydata()) for line in ax.lines] == [[0.1, 0.2], [0.3, 0.4]]
-    plots.plot_terms(ax, {"a": pd.DataFrame({"step": [1, 2], "entropy": [-math.inf, 1.0]})}, "entropy")
-    assert math.isnan(ax.lines[-1].get_ydata()[0])
-
-
-def test_plot_spread_has_a_row_for_each_latent_and_the_prior_at_one(ax: Any) -> None:
-    widths = {"a": pd.Series({"z[0]": 0.9, "z[1]": 0.2}), "b": pd.Series({"z[1]": 0.1, "z[0]": 0.3})}
-    plots.plot_spread(ax, widths)
-    assert [list(line.get_xdata()) for line in ax.lines[:2]] == [[0.9, 0.2], [0.3, 0.1]]
-    assert list(ax.lines[2].get_xdata()) == [1.0, 1.0]
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["z[0]", "z[1]"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first on top
-
-
-def test_plot_entropy_per_datum_counts_every_data_point(ax: Any) -> None:
-    plots.plot_entropy_per_datum(ax, {"a": np.array([1.0, 2.0, 2.1]), "b": np.array([-1.0, 0.0])})
-    assert [sum(bar.get_height() for bar in bars) for bars in ax.containers] == [3, 2]
-    assert [line.get_xdata()[0] for line in ax.lines] == [pytest.approx(1.7), -0.5]
-
-
-def test_plot_entropies_and_intervals_show_values_and_errors(ax: Any) -> None:
-    plots.plot_entropies(ax, {"a": {"mu": Estimate(1.0, 0.1), "point": Estimate(-math.inf, math.nan)}})
-    assert ax.lines[0].get_xdata()[0] == 1.0
-    assert math.isnan(ax.lines[0].get_xdata()[1])
-    (segment, _) = ax.collections[0].get_segments()
-    assert list(segment[:, 0]) == pytest.approx([0.8, 1.2])
-    other = Figure().subplots()
-    draws = np.linspace(0.0, 1.0, 101)[:, None] * [1.0, 10.0]
-    plots.plot_intervals(other, pd.Series({"y[0]": 0.3, "y[1]": 4.0}), {"a": draws})
-    ends = [segment[:, 0].tolist() for segment in other.collections[0].get_segments()]
-    assert ends == [pytest.approx([0.05, 0.95]), pytest.approx([0.5, 9.5])]
-    assert other.lines[-1].get_xdata().tolist() == [0.3, 4.0]
-
-
-def test_plot_images_puts_each_image_in_its_place() -> None:
-    images = {"seen": np.zeros((3, 8, 8)), "λ = 0": np.stack([np.full((8, 8), i / 2) for i in range(3)])}
-    grid = plots.plot_images(Figure().subplots(2, 3), images)
-    assert [float(ax.images[0].get_array().mean()) for ax in grid[1]] == [0.0, 0.5, 1.0]
-    assert [line[0].get_ylabel() for line in grid] == ["seen", "λ = 0"]
 
 
 def test_images_are_shown_as_such_and_other_data_as_intervals(digits: Path, schools: Path) -> None:

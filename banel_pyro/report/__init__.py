@@ -16,7 +16,7 @@ from banel_pyro.report.numbers import RunNumbers, run_numbers
 from banel_pyro.run import RunFolder
 from banel_pyro.schedules import Constant, from_config
 
-__all__ = ["COMMAND", "Comparison", "Run", "read_comparison", "write_report", "write_run_report"]
+__all__ = ["COMMAND", "Comparison", "Run", "lam_label", "read_comparison", "write_report", "write_run_report"]
 
 COMMAND = "command.txt"
 """The file beside the run folders that holds the command lines which made them."""
@@ -140,12 +140,22 @@ def _refuse_different_data(configs: Mapping[str, dict[str, Any]]) -> None:
 
 def _labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """A label for each run; where two have the same λ, the folder's name tells them apart."""
-    labels = {folder: _label(config["lam"]) for folder, config in configs.items()}
+    labels = {folder: lam_label(config["lam"]) for folder, config in configs.items()}
     found = list(labels.values())
     return {f: label if found.count(label) == 1 else f"{label} ({f})" for f, label in labels.items()}
 
 
-def _label(lam: Mapping[str, Any]) -> str:
+def lam_label(lam: Mapping[str, Any]) -> str:
+    """A λ as a reader knows it, such as ``λ = 0.4``.
+
+    Args:
+        lam: as the configuration of a run holds it.
+
+    Example:
+        >>> from banel_pyro.schedules import to_config
+        >>> lam_label(to_config(Constant(-0.5)))
+        'λ = −0.5'
+    """
     if "callable" in lam:
         return f"λ = {lam['callable'].rpartition('.')[2]}"
     schedule = from_config(lam)

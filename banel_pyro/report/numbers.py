@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from banel_pyro.diagnostics.spread import active_units, density_entropies
 from banel_pyro.evaluate import elbo, elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
 from banel_pyro.inference_data import ArviZ, group, group_names
+from banel_pyro.report.bits import BITS, pixels, with_bits
 from banel_pyro.terms import Estimate
 
 __all__ = ["ACTIVE_UNITS", "TERMS", "RunNumbers", "difference", "is_local", "notes", "number_of_rows"]
@@ -41,8 +42,9 @@ class RunNumbers:
 
     Args:
         values: an estimate for each of :data:`TERMS`. Per data point, or totals if the model has no data
-            plate. The error is over data points if all latents are local to them, else over draws.
-        per_datum: the same terms as vectors (datum,) in nats; empty unless all latents are local.
+            plate. The error is over data points if all latents are local to them, else over draws. Where data
+            are images, each of :data:`~banel_pyro.report.bits.BITS` too.
+        per_datum: :data:`TERMS` as vectors (datum,) in nats; empty unless all latents are local.
         entropies: entropy of each density of the guide in nats, over all rows; ``-inf`` for a point mass.
         rows: which rows, in words.
         num_rows: how many; None without a data plate.
@@ -50,6 +52,8 @@ class RunNumbers:
         active_units: latent dimensions that carry information about the data; None if latents
             are shared between data points.
         latents: all latent dimensions; None likewise.
+        point_masses: densities of the guide that are a point.
+        pixels: of an image; None where data are none, or the ELBO leaves out a point mass.
     """
 
     values: Mapping[str, Estimate]
@@ -60,7 +64,8 @@ class RunNumbers:
     draws: int
     active_units: int | None = None
     latents: int | None = None
-    point_masses: tuple[str, ...] = field(default=())
+    point_masses: tuple[str, ...] = ()
+    pixels: int | None = None
 
     @property
     def unit(self) -> str:
@@ -81,6 +86,7 @@ def run_numbers(idata: ArviZ) -> RunNumbers:
     """
     stats = group(idata, "sample_stats")
     size, points = number_of_rows(idata), point_masses(idata)
+    dims = None if points else pixels(idata)
     if is_local(idata):
         per_datum = _per_datum(*_log_densities(stats, "_datum"))
         values = {name: mean_estimate(vector) for name, vector in per_datum.items()}
@@ -93,7 +99,8 @@ def run_numbers(idata: ArviZ) -> RunNumbers:
     active, latents = _active(idata) if per_datum else (None, None)
     draws = int(stats.sizes["chain"] * stats.sizes["draw"])
     rows = str(idata.attrs.get("rows", "all rows"))
-    return RunNumbers(values, per_datum, density_entropies(idata), rows, size, draws, active, latents, points)
+    values, entropies = with_bits(values, dims), density_entropies(idata)
+    return RunNumbers(values, per_datum, entropies, rows, size, draws, active, latents, points, dims)
 
 
 def _log_densities(stats: xr.Dataset, suffix: str) -> tuple[Array, Array, Array]:
@@ -130,7 +137,7 @@ def _divided(total: Estimate, size: int) -> Estimate:
 
 
 def difference(run: RunNumbers, reference: RunNumbers) -> dict[str, Estimate]:
-    """Each term of a run minus that of a reference run on the same rows.
+    """Each term of a run minus that of a reference run on the same rows, in bits per dimension too for images.
 
     Paired, data point by data point, where both have vectors; else the errors of both add up.
     """
@@ -141,7 +148,7 @@ def difference(run: RunNumbers, reference: RunNumbers) -> dict[str, Estimate]:
         else:
             a, b = run.values[name], reference.values[name]
             found[name] = Estimate(a.value - b.value, math.hypot(a.stderr, b.stderr))
-    return found
+    return with_bits(found, run.pixels)
 
 
 def is_local(idata: ArviZ) -> bool:
@@ -178,14 +185,15 @@ def table(runs: Mapping[str, RunNumbers]) -> pd.DataFrame:
 
     Returns:
         For each of :data:`TERMS` columns ``TERM``, ``TERM_stderr``, ``TERM_difference`` and
-        ``TERM_difference_stderr`` (NaN in the first row) in nats; ``active_units``, ``latents``, ``draws``.
+        ``TERM_difference_stderr`` (NaN in the first row) in nats, and for images the same of each of
+        :data:`~banel_pyro.report.bits.BITS`; ``active_units``, ``latents``, ``draws``.
     """
     reference = next(iter(runs.values()))
     rows = {}
     for label, run in runs.items():
         row: dict[str, float | None] = {}
         change = {} if run is reference else difference(run, reference)
-        for name in TERMS:
+        for name in run.values:
             row |= _columns(name, run.values[name])
             row |= _columns(f"{name}_difference", change.get(name, Estimate(math.nan, math.nan)))
         rows[label] = row | {"active_units": run.active_units, "latents": run.latents, "draws": run.draws}
@@ -199,10 +207,11 @@ def text_table(runs: Mapping[str, RunNumbers]) -> pd.DataFrame:
         runs: numbers by label; the others are compared with the first.
     """
     first, *others = runs
-    columns = {label: {TERMS[name]: readable(run.values[name]) for name in TERMS} for label, run in runs.items()}
+    names = TERMS | BITS
+    columns = {label: {names[n]: readable(value) for n, value in run.values.items()} for label, run in runs.items()}
     for label in others:
         changes = difference(runs[label], runs[first])
-        columns[f"{label} − {first}"] = {TERMS[name]: readable(changes[name], plus=True) for name in TERMS}
+        columns[f"{label} − {first}"] = {names[n]: readable(change, plus=True) for n, change in changes.items()}
     for label, run in runs.items():
         if run.active_units is not None:
             columns[label][ACTIVE_UNITS] = f"{run.active_units} of {run.latents}"
@@ -226,6 +235,11 @@ def notes(runs: Mapping[str, RunNumbers]) -> list[str]:
             if paired
             else "Differences are not paired: data points share latents, so the errors of both runs add up."
         )
+    if first.pixels is not None:
+        found.append(
+            f"Bits per dimension are −ELBO ÷ ({first.pixels} pixels · ln 2), and −IWAE likewise: lower is better. For "
+            "binarised images it is the nats that are usually quoted."
+        )
     points = sorted({name for run in runs.values() for name in run.point_masses})
     if points:
         found.append(f"The posterior of {', '.join(points)} is a point: KL and ELBO leave out its infinite entropy.")
@@ -243,6 +257,7 @@ def to_json(runs: Mapping[str, RunNumbers]) -> dict[str, Any]:
     return {
         "unit": first.unit,
         "rows": first.rows,
+        "pixels": first.pixels,
         "paired": all(bool(run.per_datum) for run in runs.values()),
         "runs": [
             {"label": label, **{str(k): _finite(v) for k, v in rows.loc[label].items()}}

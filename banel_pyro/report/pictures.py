@@ -21,9 +21,7 @@ from banel_pyro.report import plots
 if TYPE_CHECKING:
     from banel_pyro.report import Run
 
-__all__ = ["FEW_ROWS", "MAX_LATENTS", "MAX_PREDICTED", "Picture", "pictures"]
-
-WIDTH = 4.3  # inches: with the fonts of plots.STYLE legible on a phone 390 pixels wide
+__all__ = ["FEW_ROWS", "MAX_LATENTS", "MAX_PREDICTED", "Picture", "pictures", "training_picture"]
 
 MAX_LATENTS = 40
 """Latents that the spread picture shows at most."""
@@ -60,29 +58,41 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     Args:
         runs: of one pair on one data set.
     """
+    histories = {run.label: run.history for run in runs}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **plots.STYLE}):
-        drawn = [draw(runs) for draw in (_training, _spread, _entropy, _predictions)]
+        drawn = [draw(runs) for draw in (_spread, _entropy, _predictions)]
+    drawn.insert(0, training_picture(histories, runs[0].config["per"]))
     return [picture for picture in drawn if picture is not None]
 
 
-def _training(runs: Sequence[Run]) -> Picture:
-    """Terms and λ over training."""
-    histories = {run.label: run.history for run in runs}
+def training_picture(histories: Mapping[str, pd.DataFrame], per: str) -> Picture:
+    """Terms and λ over training.
+
+    Args:
+        histories: a run's history by label; one run needs none, and may have an empty one.
+        per: what its nats are of, ``"datum"`` or ``"total"``, as in a run's configuration.
+    """
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **plots.STYLE}):
+        return _training(histories, per)
+
+
+def _training(histories: Mapping[str, pd.DataFrame], per: str) -> Picture:
     panels = {"elbo": "ELBO", "log_likelihood": "log-likelihood", "kl": "KL", "entropy": "entropy", "lam": "λ"}
     figure = _figure(histories, 4.9)
     grid = figure.subplot_mosaic([["elbo", "elbo"], ["log_likelihood", "kl"], ["entropy", "lam"]])
     for column, title in panels.items():
-        plots.plot_terms(grid[column], histories, column, held_out="val_elbo" if column == "elbo" else None)
-        grid[column].set_title(title)
+        held_out = "val_elbo" if column == "elbo" else None
+        plots.plot_terms(histories, column, held_out=held_out, ax=grid[column])
+        grid[column].set(title=title, xlabel="", ylabel="")  # the caption has the unit
     for column in ("entropy", "lam"):
         grid[column].set_xlabel("step")
-    held_out = any("val_elbo" in history for history in histories.values())
-    unit = "nats per data point" if runs[0].config["per"] == "datum" else "nats in all"
+    evaluated = any("val_elbo" in history for history in histories.values())
+    unit = "nats per data point" if per == "datum" else "nats in all"
     last = {label: history.iloc[-1] for label, history in histories.items()}
     return Picture(
         "What happened in training?",
         f"A line for each run, in {unit}. The ELBO is the honest score, without λ; higher is better"
-        f"{', and dots are held-out data' if held_out else ''}. The first steps lie outside the charts.",
+        f"{', and dots are held-out data' if evaluated else ''}. The first steps lie outside the charts.",
         f"Line charts over the steps of training: {', '.join(panels.values())}. At the end, "
         + _each(last, lambda row: f"ELBO {row['elbo']:.2f}, entropy {row['entropy']:.2f}"),
         _svg(figure),
@@ -100,7 +110,7 @@ def _spread(runs: Sequence[Run]) -> Picture:
     averaged, error = (f", mean of {size} data points", "") if over else ("", f" Errors are about {noise:.0%}.")
     cut = f" Only the first {MAX_LATENTS} of {latents} latents are shown." if latents > MAX_LATENTS else ""
     figure = _figure(widths, 1.1 + 0.27 * min(latents, MAX_LATENTS))
-    plots.plot_spread(figure.subplots(), {label: series.iloc[:MAX_LATENTS] for label, series in widths.items()})
+    plots.plot_spread({label: series.iloc[:MAX_LATENTS] for label, series in widths.items()}, ax=figure.subplots())
     return Picture(
         "How wide is the posterior of each latent?",
         f"Width of the middle half of the posterior as a share of the prior's{averaged}. At 1 the data taught nothing; "
@@ -117,7 +127,7 @@ def _entropy(runs: Sequence[Run]) -> Picture:
         return _entropy_of_sites(runs)
     entropies = {run.label: run.numbers.per_datum["entropy"] for run in runs}
     figure = _figure(entropies, 2.8)
-    plots.plot_entropy_per_datum(figure.subplots(), entropies)
+    plots.plot_entropy_per_datum(entropies, ax=figure.subplots())
     return Picture(
         "How much is left unknown about each data point?",
         "Entropy of every data point's posterior: one nat less is a volume 2.7 times smaller. It may be negative. "
@@ -131,7 +141,7 @@ def _entropy(runs: Sequence[Run]) -> Picture:
 def _entropy_of_sites(runs: Sequence[Run]) -> Picture:
     entropies = {run.label: run.numbers.entropies for run in runs}
     figure = _figure(entropies, 1.1 + 0.3 * max(map(len, entropies.values())))
-    plots.plot_entropies(figure.subplots(), entropies)
+    plots.plot_entropies(entropies, ax=figure.subplots())
     return Picture(
         "How much is left unknown?",
         "Entropy of the posterior of each latent site, with two standard errors: one nat less is a volume 2.7 times "
@@ -171,11 +181,11 @@ def _images(seen: Any, predicted: Mapping[str, Any], side: int) -> Picture:
     darkest = max(1.0, *(float(images.max()) for images in kinds.values()))
     columns = min(6, len(seen))
     bands = max(1, len(seen) // columns)
-    figure = Figure((WIDTH, 0.62 * bands * len(kinds) + 0.15 * bands), layout="constrained")
+    figure = Figure((plots.WIDTH, 0.62 * bands * len(kinds) + 0.15 * bands), layout="constrained")
     for band, part in enumerate(np.atleast_1d(figure.subfigures(bands, 1, hspace=0.06))):
         here = slice(band * columns, (band + 1) * columns)
         grid = part.subplots(len(kinds), columns, squeeze=False)
-        plots.plot_images(grid, {label: images[here] / darkest for label, images in kinds.items()})
+        plots.plot_images({label: images[here] / darkest for label, images in kinds.items()}, axes=grid)
     return Picture(
         "What does the posterior remember?",
         "Data points as the guide saw them; below each, what the model makes of its posterior, averaged over draws.",
@@ -190,7 +200,7 @@ def _intervals(observed: xr.DataArray, predicted: Mapping[str, Any]) -> Picture:
     values.index = pd.Index([f"{observed.name}[{', '.join(map(str, np.atleast_1d(i)))}]" for i in values.index])
     draws = {label: found.reshape(len(found), -1)[:, : len(values)] for label, found in predicted.items()}
     figure = _figure(predicted, 1.1 + 0.3 * len(values))
-    plots.plot_intervals(figure.subplots(), values, draws)
+    plots.plot_intervals(values, draws, ax=figure.subplots())
     return Picture(
         "What does the posterior expect to see?",
         f"Black: the first {len(values)} observed numbers. Coloured: where a new one would lie with 90 % probability.",
@@ -212,17 +222,13 @@ def _draws(values: xr.DataArray) -> Any:
 
 
 def _each(items: Mapping[str, Any], told: Callable[[Any], str]) -> str:
-    return "; ".join(f"{label}: {told(item)}" for label, item in items.items()) + "."
+    return "; ".join(f"{label}: {told(item)}" if label else told(item) for label, item in items.items()) + "."
 
 
 def _figure(labels: Iterable[str], height: float) -> Figure:
     """A figure with a legend above it, in as many columns as fit; ``height`` in inches is without the legend."""
-    handles = plots.handles(labels)
-    lines = [str(handle.get_label()).splitlines() for handle in handles]
-    columns = max(1, min(len(handles), 52 // (max(len(line) for found in lines for line in found) + 7)))
-    rows = math.ceil(sum(map(len, lines)) / columns)
-    figure = Figure((WIDTH, height + 0.12 + 0.19 * rows), layout="constrained")
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+    figure = Figure((plots.WIDTH, height), layout="constrained")
+    plots.add_legend(figure, labels)
     return figure
 
 
