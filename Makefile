@@ -8,7 +8,7 @@ READY := .venv/.ready
 PINS := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench docs clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +27,11 @@ lint: $(READY) ## Style, format and types.
 bench: $(READY) ## Time a training step against plain Pyro and hand-written PyTorch.
 	$(BIN)/python -m demos.speed
 
-clean: ## Remove .venv, runs and caches.
-	rm -rf .venv runs dist .mypy_cache .pytest_cache .ruff_cache
+docs: $(READY) ## Build the documentation into site/.
+	$(BIN)/mkdocs build --strict
+
+clean: ## Remove .venv, runs, site and caches.
+	rm -rf .venv runs dist site .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

@@ -223,7 +223,7 @@ def report_posterior(result: FitResult, num_samples: int, max_rows: int = 500, m
     rows, which = _judged_rows(result, max_rows)
     groups = ("posterior", "sample_stats", "prior", "log_likelihood", "observed_data")
     idata = result.posterior(rows, num_samples=num_samples, groups=groups)
-    few = tuple(row[:max_images] for row in rows) if result.plate.name else rows
+    few = _first(rows, max_images) if result.plate.name else rows
     idata = merge(idata, result.posterior(few, num_samples=num_samples, groups=("posterior_predictive",)))
     idata.attrs["rows"] = which
     return idata
@@ -233,10 +233,18 @@ def _judged_rows(result: FitResult, max_rows: int) -> tuple[Rows, str]:
     """Held-out rows, if every latent is local to a row; else the ELBO is a bound for the training rows only."""
     from banel_pyro.report.numbers import is_local
 
-    size = len(result.held_out[0]) if result.held_out else 0
-    if size and is_local(result.posterior(tuple(row[:2] for row in result.held_out), num_samples=2, groups=())):
-        which = f"all {size} held-out rows" if size <= max_rows else f"the first {max_rows} of {size} held-out rows"
-        return tuple(row[:max_rows] for row in result.held_out), which
-    with fork_rng(result.config["seed"]):
-        rows = transformed(result.rows, result.transform)
-    return rows, f"all {len(rows[0])} training rows" if rows else "the data inside the model"
+    rows, which = result.held_out, "held-out rows"
+    if not rows or not is_local(result.posterior(_first(rows, 2), num_samples=2, groups=())):
+        with fork_rng(result.config["seed"]):
+            rows, which = transformed(result.rows, result.transform), "training rows"
+    if not rows:
+        return rows, "the data inside the model"
+    size = len(rows[0])
+    whole = size <= max_rows or result.plate.name is None
+    if whole or not is_local(result.posterior(_first(rows, max_rows), num_samples=2, groups=())):
+        return rows, f"all {size} {which}"
+    return _first(rows, max_rows), f"the first {max_rows} of {size} {which}"
+
+
+def _first(rows: Rows, count: int) -> Rows:
+    return tuple(row[:count] for row in rows)
