@@ -21,9 +21,13 @@ from banel_pyro.terms import Estimate
 from banel_pyro.traces import check_sites, sample_sites
 
 __all__ = [
+    "Arguments",
     "Draw",
+    "GuideDraw",
+    "chunks",
     "elbo",
     "elbo_per_datum",
+    "guide_draws",
     "held_out_elbo",
     "iwae",
     "iwae_per_datum",
@@ -34,6 +38,9 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[np.floating[Any]]
+
+Arguments: TypeAlias = tuple[torch.Tensor | None, ...]
+"""Rows as model and guide get them where some may be unknown: None is passed for these."""
 
 
 class Draw(NamedTuple):
@@ -52,6 +59,24 @@ class Draw(NamedTuple):
     model_trace: Any
     guide_trace: Any
     rows: torch.Tensor
+
+
+class GuideDraw(NamedTuple):
+    """One draw of the guide alone, for one chunk of rows.
+
+    Args:
+        number: number of the draw.
+        chunk: number of the chunk of rows within the draw.
+        trace: the guide's trace, without what it observes.
+        rows: numbers of the rows.
+        batch: the rows.
+    """
+
+    number: int
+    chunk: int
+    trace: Any
+    rows: torch.Tensor
+    batch: Arguments
 
 
 def trace_draws(
@@ -73,24 +98,44 @@ def trace_draws(
     Yields:
         Every chunk of a draw, then those of the next one.
     """
-    with tell_autoguide(guide, plate), evaluation_mode(model, guide):
+    with evaluation_mode(model):
+        for draw in guide_draws(guide, rows, plate, num_samples=num_samples, batch_size=batch_size):
+            with torch.no_grad(), plate.rows(draw.rows if draw.batch else None):
+                model_trace, guide_trace = _replayed(model, draw.trace, draw.batch)
+            yield Draw(draw.number, draw.chunk, model_trace, guide_trace, draw.rows)
+
+
+def guide_draws(
+    guide: Any, rows: Arguments, plate: DataPlate, *, num_samples: int, batch_size: int | None = None
+) -> Iterator[GuideDraw]:
+    """Draws of the guide alone; arguments and order as for :func:`trace_draws`, data that are None stay None."""
+    with tell_autoguide(guide, plate), evaluation_mode(guide):
         for number in range(num_samples):
             shared: Any = None
-            for chunk, (index, batch) in enumerate(minibatches(rows, batch_size)):
+            for chunk, (index, batch) in enumerate(chunks(rows, batch_size)):
                 drawn = guide if shared is None else poutine.replay(guide, trace=shared)
                 with torch.no_grad(), plate.rows(index if batch else None):
-                    model_trace, guide_trace = _replayed(model, drawn, batch)
+                    trace = _guide_trace(drawn, batch)
                 if shared is None:
-                    shared = outside(guide_trace, plate.name)
-                yield Draw(number, chunk, model_trace, guide_trace, index)
+                    shared = outside(trace, plate.name)
+                yield GuideDraw(number, chunk, trace, index, batch)
 
 
-def _replayed(model: Any, guide: Any, batch: Rows) -> tuple[Any, Any]:
-    guide_trace = poutine.trace(guide).get_trace(*batch)
-    for name in [
-        n for n, site in sample_sites(guide_trace) if site["is_observed"] and not site["infer"].get("is_auxiliary")
-    ]:
-        guide_trace.remove_node(name)  # a messenger guide also runs the model's observations
+def chunks(rows: Arguments, batch_size: int | None) -> Iterator[tuple[torch.Tensor, Arguments]]:
+    """All rows in order, in chunks of at most ``batch_size``, as (indices, rows); data that are None stay None."""
+    for index, batch in minibatches(tuple(row for row in rows if row is not None), batch_size):
+        known = iter(batch)
+        yield index, tuple(None if row is None else next(known) for row in rows)
+
+
+def _guide_trace(guide: Any, batch: Arguments) -> Any:
+    trace = poutine.trace(guide).get_trace(*batch)
+    for name in [n for n, site in sample_sites(trace) if site["is_observed"] and not site["infer"].get("is_auxiliary")]:
+        trace.remove_node(name)  # a messenger guide also runs the model's observations
+    return trace
+
+
+def _replayed(model: Any, guide_trace: Any, batch: Arguments) -> tuple[Any, Any]:
     model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
     guide_trace, model_trace = (poutine.util.prune_subsample_sites(t) for t in (guide_trace, model_trace))
     model_trace.compute_log_prob()

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from banel_pyro.inference_data import ArviZ, read_netcdf, write_netcdf
+from banel_pyro.inference_data import ArviZ, arviz_version, read_netcdf, write_netcdf
 from banel_pyro.seeding import draw_seed
 from banel_pyro.training.options import integer
 from banel_pyro.training.parameters import safe_constraints
@@ -27,8 +27,8 @@ FORMAT = 2
 
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
-    names = ("banel_pyro", "pyro-ppl", "torch", "numpy", "arviz")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("banel_pyro", "pyro-ppl", "torch", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}, **arviz_version()}
 
 
 @dataclass(frozen=True)

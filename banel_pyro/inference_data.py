@@ -1,25 +1,27 @@
-"""From Pyro's SVI to ArviZ. The only place that knows which line of ArviZ is installed (0.23)."""
+"""From Pyro's SVI to ArviZ. The only place that knows which line of ArviZ is installed: 0.x, or 1.x."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
+from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+import numpy as np
 import xarray as xr
-from pyro import poutine
-from torch import Tensor
 
-from banel_pyro.batches import Rows, as_rows, minibatches, num_rows
-from banel_pyro.draws import Table
-from banel_pyro.evaluate import outside, trace_draws
+from banel_pyro.batches import Rows, as_rows, num_rows
+from banel_pyro.draws import WITHOUT_DRAWS, Table
+from banel_pyro.evaluate import Arguments, trace_draws
 from banel_pyro.modules import evaluation_mode
-from banel_pyro.plates import DataPlate, find_data_plate, tell_autoguide
-from banel_pyro.seeding import fork_rng
+from banel_pyro.plates import DataPlate, find_data_plate
+from banel_pyro.predictive import add_prior, argument_names, predict, predicted_sites, predictive_table
+from banel_pyro.seeding import draw_seed, fork_rng
+from banel_pyro.streams import SiteStreams, rows_at_a_time
 
 if TYPE_CHECKING:
     import arviz as az
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "GROUPS",
     "ArviZ",
+    "arviz_version",
     "group",
     "group_names",
     "merge",
     "posterior_of_rows",
+    "predictive_of_rows",
     "read_netcdf",
     "to_arviz",
     "write_netcdf",
@@ -39,8 +43,20 @@ __all__ = [
 ArviZ: TypeAlias = "az.InferenceData | xr.DataTree"
 """What ArviZ works on: InferenceData in its 0.x line, DataTree in its 1.x line."""
 
-GROUPS = ("posterior", "sample_stats", "prior", "posterior_predictive", "log_likelihood", "observed_data")
-"""Groups that :func:`to_arviz` knows."""
+Names: TypeAlias = Mapping[str, str | Sequence[str]]
+"""By variable, names for its axes that are no plates, in order."""
+
+GROUPS = (
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "sample_stats",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+    "constant_data",
+)
+"""Groups that :func:`to_arviz` knows, in the order of ArviZ."""
 
 
 def to_arviz(
@@ -52,13 +68,15 @@ def to_arviz(
     batch_size: int | None = None,
     data_plate: str | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Names | None = None,
     seed: int | None = None,
     attrs: Mapping[str, Any] | None = None,
-) -> az.InferenceData:
-    r"""Draw from a guide into an ArviZ ``InferenceData`` with dims (chain=1, draw, plates, event).
+) -> ArviZ:
+    r"""Draw from a guide into what ArviZ works on, with dims (chain=1, draw, plates, event).
 
-    The draws are independent: R-hat and autocorrelations say nothing about them; use
-    ``az.summary(idata, kind="stats")``. ``sample_stats`` holds, per draw and in nats, ``log_p`` =
+    That is an ``InferenceData`` where the package ``arviz`` of the 0.x line is installed, else a ``DataTree`` with the
+    same groups. The draws are independent: R-hat and autocorrelations say nothing about them; use
+    ``summary(idata, kind="stats")``. ``sample_stats`` holds, per draw and in nats, ``log_p`` =
     log p(x, z), ``log_q`` = log q(z), ``log_lik`` = log p(x | z) and the part ``log_q_NAME`` of each density of
     the guide, for local latents also per datum (``log_p_datum`` and so on). Masks count, scales do not.
     A point mass (AutoDelta) counts 0 in ``log_q``, as in Pyro. Modules are in evaluation mode meanwhile.
@@ -68,12 +86,16 @@ def to_arviz(
         guide: the guide.
         *args: passed to both: tensors with a common leading axis over data points.
         num_samples: draws.
-        groups: of ``posterior``, ``sample_stats`` (both always there), ``prior``, ``posterior_predictive``,
-            ``log_likelihood``, ``observed_data``.
-        batch_size: rows in memory at a time (all by default).
+        groups: of ``posterior``, ``sample_stats`` (both always there), ``log_likelihood``, ``posterior_predictive``,
+            ``prior``, ``prior_predictive``, ``observed_data``, and ``constant_data``: those of ``args`` that are not
+            the value of an observed site, under the name that the model gives them.
+        batch_size: rows in memory at a time, rounded up to a multiple of 16 (all by default). On the CPU the draws do
+            not depend on it, but for the exceptions of :class:`~banel_pyro.streams.SiteStreams`.
         data_plate: name of the plate over data points, found by its size if left out; needed for rows that are
             others than the N that the plate was written for.
         coords: coordinates by dim, such as a plate's name; a range by default.
+        dims: by variable, names for its axes that are no plates, in order: ``{"z": ["latent"]}``; ``z_dim_0`` and so
+            on by default.
         seed: draws inside a forked generator and leaves yours alone; None draws from yours.
         attrs: attributes of the result, such as λ; what is no text or number is written as JSON.
 
@@ -82,10 +104,11 @@ def to_arviz(
         model's sites by density of the guide), ``point_masses`` (JSON) and versions.
 
     Raises:
-        ValueError: for unknown groups or coordinates, too few draws, or a batch size without a data plate.
+        ValueError: for unknown groups or dims, coordinates or names of the wrong number, too few draws, or a batch
+            size without a data plate.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import torch, pyro, pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal
         >>> def model(y):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -93,7 +116,7 @@ def to_arviz(
         ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
         >>> with pyro.get_param_store().scope():
         ...     idata = to_arviz(model, AutoNormal(model), torch.ones(3), num_samples=50, seed=0)
-        >>> dict(idata.posterior["mu"].sizes)
+        >>> dict(idata["posterior"]["mu"].sizes)
         {'chain': 1, 'draw': 50}
     """
     rows = as_rows(args, "args")
@@ -104,7 +127,7 @@ def to_arviz(
     with nullcontext() if seed is None else fork_rng(seed):
         return posterior_of_rows(
             model, guide, rows, plate, num_samples=num_samples, groups=groups, batch_size=batch_size, coords=coords,
-            attrs={**(attrs or {}), **({} if seed is None else {"seed": seed})},
+            dims=dims, attrs={**(attrs or {}), **({} if seed is None else {"seed": seed})},
         )  # fmt: skip
 
 
@@ -118,26 +141,55 @@ def posterior_of_rows(
     groups: Sequence[str],
     batch_size: int | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Names | None = None,
     attrs: Mapping[str, Any] | None = None,
-) -> az.InferenceData:
+) -> ArviZ:
     """As :func:`to_arviz`, with the data plate known."""
     _check_options(num_samples, groups, batch_size, plate)
-    table = Table(num_samples, plate, num_rows(rows))
-    draws = trace_draws(model, guide, rows, plate, num_samples=num_samples, batch_size=batch_size)
-    for draw, chunk, model_trace, guide_trace, index in draws:
-        table.add_latents("posterior", draw, model_trace, index)
-        table.add_stats(draw, model_trace, guide_trace, index, first=chunk == 0)
-        if "observed_data" in groups and draw == 0:
-            table.add_observed(model_trace, index)
-        if "log_likelihood" in groups:
-            table.add_likelihood(draw, model_trace, index)
-        if "posterior_predictive" in groups:
-            batch = tuple(row[index] for row in rows)
-            table.add_predictive(draw, _predict(model, batch, guide_trace, plate, index), index)
-    if "prior" in groups:
-        _add_prior(table, model, guide, rows, plate, batch_size)
-    versions = {f"{name}_version": version(name) for name in ("banel_pyro", "pyro-ppl", "torch", "arviz")}
-    return _inference_data(table, dict(coords or {}), {**versions, **(attrs or {})})
+    table, arguments = Table(num_samples, plate, num_rows(rows), dims), argument_names(model, len(rows))
+    step = rows_at_a_time(num_rows(rows), batch_size)
+    with SiteStreams(draw_seed()) as streams:
+        draws = trace_draws(model, guide, rows, plate, num_samples=num_samples, batch_size=step)
+        for draw, chunk, model_trace, guide_trace, index in draws:
+            table.add_latents("posterior", draw, model_trace, index)
+            table.add_stats(draw, model_trace, guide_trace, index, first=chunk == 0)
+            if draw == 0:
+                table.note(model_trace, arguments)
+            if draw == 0 and not set(WITHOUT_DRAWS).isdisjoint(groups):
+                table.add_observed(model_trace, index)
+            if "log_likelihood" in groups:
+                table.add_likelihood(draw, model_trace, index)
+            if "posterior_predictive" in groups:
+                with streams.part("predictive"):
+                    trace = predict(model, tuple(row[index] for row in rows), guide_trace, plate, index)
+                table.add_sites("posterior_predictive", draw, trace, index, predicted_sites(trace, guide_trace))
+        if not {"prior", "prior_predictive"}.isdisjoint(groups):
+            with streams.part("prior"):
+                add_prior(table, model, guide, rows, plate, step, groups)
+    if "constant_data" in groups:
+        table.add_constants(arguments, rows)
+    return _arviz(table, {"posterior", "sample_stats", *groups}, coords or {}, attrs or {})
+
+
+def predictive_of_rows(
+    model: Any,
+    guide: Any,
+    rows: Arguments,
+    plate: DataPlate,
+    *,
+    num_samples: int,
+    sites: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Names | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> ArviZ:
+    """As :meth:`~banel_pyro.FitResult.predictive`, with the data plate known."""
+    _check_options(num_samples, (), batch_size, plate)
+    table = predictive_table(
+        model, guide, rows, plate, num_samples=num_samples, sites=sites, batch_size=batch_size, dims=dims
+    )
+    return _arviz(table, {"posterior_predictive", *WITHOUT_DRAWS}, coords or {}, attrs or {})
 
 
 def _check_options(num_samples: Any, groups: Sequence[str], batch_size: Any, plate: DataPlate) -> None:
@@ -151,57 +203,59 @@ def _check_options(num_samples: Any, groups: Sequence[str], batch_size: Any, pla
         raise ValueError(f"batch_size={batch_size} needs a plate over data points. Name it with data_plate=.")
 
 
-@torch.no_grad()
-def _predict(model: Any, batch: Rows, guide_trace: Any, plate: DataPlate, index: Tensor) -> Any:
-    with plate.rows(index if batch else None):
-        return poutine.trace(poutine.uncondition(poutine.replay(model, trace=guide_trace))).get_trace(*batch)
+def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], attrs: Mapping[str, Any]) -> ArviZ:
+    """The groups of a table as Datasets, which both lines of ArviZ take as they are."""
+    arrays = {name: found for name in GROUPS if name in groups and (found := table.arrays(name))}
+    _check_coords(coords, table.sizes(arrays), table.plates.union(*table.names.values()))
+    about = {"data_plate": table.plate.name or "", "densities": table.densities, "point_masses": sorted(table.points)}
+    versions = {name: version(name) for name in ("banel_pyro", "pyro-ppl", "torch")} | arviz_version()
+    plain = {
+        "created_at": datetime.now(UTC).isoformat(),
+        **{f"{name}_version": number for name, number in versions.items()},
+        **{n: v if isinstance(v, str | int | float) else json.dumps(v) for n, v in {**attrs, **about}.items()},
+    }
+    datasets = {}
+    for name, variables in arrays.items():
+        # draws get a chain axis of their own: ArviZ would take the first axis of an array for the chains
+        lead, axis = ((), ()) if name in WITHOUT_DRAWS else (("chain", "draw"), (None,))
+        filled = xr.Dataset({v: ((*lead, *table.dims[name][v]), array[axis]) for v, array in variables.items()})
+        labels = {dim: coords.get(str(dim), np.arange(n)) for dim, n in filled.sizes.items()}
+        datasets[name] = filled.assign_coords(labels).assign_attrs(plain)
+    return _container(datasets, plain)
 
 
-@torch.no_grad()
-def _add_prior(table: Table, model: Any, guide: Any, rows: Rows, plate: DataPlate, batch_size: int | None) -> None:
-    """Draws of the model's latents as the model draws them; those outside the data plate are shared by the chunks."""
-    with tell_autoguide(guide, plate), evaluation_mode(model, guide):
-        for draw in range(table.draws):
-            shared: Any = None
-            for index, batch in minibatches(rows, batch_size):
-                prior = model if shared is None else poutine.replay(model, trace=shared)
-                with plate.rows(index if batch else None):
-                    trace = poutine.trace(prior).get_trace(*batch)
-                shared = outside(trace, plate.name) if shared is None else shared
-                table.add_latents("prior", draw, trace, index)
-
-
-def _inference_data(table: Table, coords: dict[str, Any], attrs: dict[str, Any]) -> az.InferenceData:
-    """Hand the arrays to ArviZ: the one place that depends on its line."""
-    import arviz as az  # heavy, and it imports pyplot
-
-    sizes = table.sizes()
+def _check_coords(coords: Mapping[str, Sequence[Any]], sizes: Mapping[str, int], elsewhere: Collection[str]) -> None:
     for name, values in coords.items():
-        if name not in sizes:
+        if name not in sizes and name not in elsewhere:
             raise ValueError(f"coords['{name}']: no such dim, expected some of {sorted(sizes)}. Rename or drop it.")
-        if len(values) != sizes[name]:
+        if name in sizes and len(values) != sizes[name]:
             raise ValueError(
                 f"coords['{name}'] has {len(values)} entries, but the dim has {sizes[name]}: expected one for each."
             )
-    sites = {"data_plate": table.plate.name or "", "densities": table.densities, "point_masses": sorted(table.points)}
-    plain = {name: v if isinstance(v, str | int | float) else json.dumps(v) for name, v in {**attrs, **sites}.items()}
-    groups = {group: table.arrays(group) for group in GROUPS}
-    datasets = {
-        group: az.dict_to_dataset(
-            # draws get a chain axis of their own: ArviZ would take the first axis of an array for the chains
-            arrays if group == "observed_data" else {name: array[None] for name, array in arrays.items()},
-            coords=coords,
-            dims=table.dims[group],
-            default_dims=[] if group == "observed_data" else None,
-            attrs=plain,
-        )
-        for group, arrays in groups.items()
-        if arrays
-    }
-    return az.InferenceData(attrs=plain, **datasets)
 
 
-# ---- reading, whichever line made it -------------------------------------------------------------
+# ---- the two lines of ArviZ ----------------------------------------------------------------------
+
+
+def arviz_version() -> dict[str, str]:
+    """The version of ArviZ, by package: that of ``arviz``, or of ``arviz-base`` where only the parts of 1.x are."""
+    package = "arviz-base" if find_spec("arviz") is None else "arviz"
+    return {package: version(package)}
+
+
+def _container(datasets: Mapping[str, xr.Dataset], attrs: Mapping[Any, Any]) -> ArviZ:
+    """The groups as one object of the line that is installed."""
+    if arviz_version().get("arviz", "1").startswith("0."):
+        import arviz as az  # heavy, and it imports pyplot
+
+        return az.InferenceData(attrs=dict(attrs), **datasets)  # type: ignore[arg-type]
+    tree = xr.DataTree.from_dict({name: datasets[name] for name in sorted(datasets, key=_place)})
+    tree.attrs = dict(attrs)
+    return tree
+
+
+def _place(name: str) -> tuple[int, str]:
+    return (GROUPS.index(name) if name in GROUPS else len(GROUPS), name)
 
 
 def group_names(idata: ArviZ) -> tuple[str, ...]:
@@ -210,7 +264,7 @@ def group_names(idata: ArviZ) -> tuple[str, ...]:
     Args:
         idata: from :func:`to_arviz`.
     """
-    return tuple(idata.groups())
+    return tuple(idata.children if isinstance(idata, xr.DataTree) else idata.groups())
 
 
 def group(idata: ArviZ, name: str) -> xr.Dataset:
@@ -219,27 +273,51 @@ def group(idata: ArviZ, name: str) -> xr.Dataset:
     Args:
         idata: from :func:`to_arviz`.
         name: of the group.
+
+    Raises:
+        KeyError: if there is no such group.
     """
-    found: xr.Dataset = idata[name]  # type: ignore[assignment]
-    return found
+    found: Any = idata[name]
+    dataset: xr.Dataset = found.to_dataset() if isinstance(idata, xr.DataTree) else found
+    return dataset
 
 
 def merge(idata: ArviZ, other: ArviZ) -> ArviZ:
-    """The groups of the first, and those of the other that the first does not have; attributes of the first."""
-    idata.extend(other)
-    return idata
+    """The groups of the first, and those of the other that the first does not have; attributes of the first.
+
+    Args:
+        idata: the first.
+        other: the other.
+    """
+    extra = [name for name in group_names(other) if name not in group_names(idata)]
+    both = {name: group(idata, name) for name in group_names(idata)} | {name: group(other, name) for name in extra}
+    return _container(both, idata.attrs)
 
 
 def write_netcdf(idata: ArviZ, file: str | PathLike[str]) -> None:
-    """Write all groups to a netCDF file."""
-    idata.to_netcdf(str(file))
+    """Write all groups to a netCDF file, which both lines of ArviZ read.
+
+    Args:
+        idata: from :func:`to_arviz`.
+        file: its path; a file that is there is replaced.
+    """
+    xr.Dataset(attrs=idata.attrs).to_netcdf(str(file), mode="w", engine="h5netcdf")
+    for name in group_names(idata):
+        data = group(idata, name)
+        small = {variable: {"zlib": True} for variable, array in data.variables.items() if array.dtype.kind in "biuf"}
+        data.to_netcdf(str(file), mode="a", group=name, engine="h5netcdf", encoding=small)
 
 
 def read_netcdf(file: str | PathLike[str]) -> ArviZ:
-    """What :func:`write_netcdf` wrote, in memory: the file may be replaced afterwards."""
-    import arviz as az  # heavy, and it imports pyplot
-    from arviz.rcparams import rc_context
+    """What :func:`write_netcdf` or ArviZ wrote, in memory: the file may be replaced afterwards.
 
-    with rc_context({"data.load": "eager"}):
-        found: ArviZ = az.from_netcdf(str(file))
-    return found
+    Args:
+        file: its path.
+    """
+    found = xr.open_groups(str(file), engine="h5netcdf")
+    try:
+        datasets = {name.strip("/"): data.load() for name, data in found.items()}
+        return _container(datasets, datasets.pop("", xr.Dataset()).attrs)
+    finally:
+        for data in found.values():
+            data.close()

@@ -44,8 +44,8 @@ def test_iwae_reaches_the_exact_evidence_within_its_error() -> None:
     found = iwae(log_weights(1500))
     assert abs(found.value - exact) < 5 * found.stderr
     assert found.value > elbo(log_weights(1500)).value + 1
-    runs = [iwae(log_weights(100, seed=seed)) for seed in range(15)]
-    assert np.std([run.value for run in runs]) == pytest.approx(np.mean([run.stderr for run in runs]), rel=0.5)
+    runs = [iwae(log_weights(100, seed=seed)) for seed in range(30)]
+    assert np.std([run.value for run in runs]) == pytest.approx(np.mean([run.stderr for run in runs]), rel=0.4)
 
 
 def test_bounds_are_exact_for_the_exact_posterior() -> None:

@@ -14,6 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
@@ -21,13 +22,15 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
 from banel_pyro import BaNEL_ELBO, fit, to_arviz
-from banel_pyro.inference_data import GROUPS
+from banel_pyro.inference_data import GROUPS, group, group_names
+from banel_pyro.seeding import draw_seed
+from banel_pyro.streams import SiteStreams
 from models import eight_schools
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-N = 5
-X = (0.3, -1.2, 2.0, 0.7, -0.4)
+N, BATCH = 50, 16  # chunks of 32 and 18 rows: whole blocks of 16, and none smaller than one left over
+X = tuple(round(2 * math.sin(1.7 * row), 3) for row in range(N))
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -71,7 +74,7 @@ def full(**options: Any) -> az.InferenceData:
 
 def test_plates_and_events_are_named_dims() -> None:
     idata = full()
-    assert set(idata.groups()) == set(GROUPS)
+    assert set(idata.groups()) == set(GROUPS) - {"constant_data"}  # x is what is observed
     latent = {
         "a": {}, "w": {"w_dim_0": 3}, "twice": {}, "z": {"data": N}, "v": {"data": N, "v_dim_0": 2},
         "shifted": {"data": N}, "plain": {"data": N}, "rows": {"data": N, "rows_dim_0": 2},
@@ -80,6 +83,7 @@ def test_plates_and_events_are_named_dims() -> None:
         "posterior": latent,
         "prior": latent,
         "posterior_predictive": {"x": {"data": N}},
+        "prior_predictive": {"x": {"data": N}},
         "log_likelihood": {"x": {"data": N}},
         "sample_stats": {
             **{name: {} for name in ("log_p", "log_q", "log_lik", "log_q_a", "log_q_w")},
@@ -87,9 +91,9 @@ def test_plates_and_events_are_named_dims() -> None:
             **{name: {"data": N} for name in ("log_q_z", "log_q_v")},
         },
     }
-    for group, expected in shapes.items():
+    for where, expected in shapes.items():
         lead = {"chain": 1, "draw": 30}
-        assert {str(n): dict(v.sizes) for n, v in idata[group].data_vars.items()} == {
+        assert {str(n): dict(v.sizes) for n, v in idata[where].data_vars.items()} == {
             name: lead | dims for name, dims in expected.items()
         }
     assert dict(idata["observed_data"]["x"].sizes) == {"data": N}
@@ -120,7 +124,7 @@ def test_two_plates_and_batch_axes() -> None:
                 pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
     x = torch.randn(N, 3)
-    for batch_size in (None, 2):
+    for batch_size in (None, BATCH):
         with pyro.get_param_store().scope():
             auto = AutoNormal(crossed)
             idata = to_arviz(crossed, auto, x, num_samples=4, groups=GROUPS, data_plate="data", batch_size=batch_size)
@@ -135,11 +139,55 @@ def test_two_plates_and_batch_axes() -> None:
 
 
 def test_coordinates() -> None:
-    names = list("abcde")
+    names = [f"row {row}" for row in range(N)]
     idata = full(coords={"data": names, "w_dim_0": [10, 20, 30]})
     assert idata["posterior"]["z"].coords["data"].to_numpy().tolist() == names
     assert idata["observed_data"]["x"].coords["data"].to_numpy().tolist() == names
     assert idata["posterior"]["w"].coords["w_dim_0"].to_numpy().tolist() == [10, 20, 30]
+
+
+def test_names_of_event_dims() -> None:
+    """In all groups; log_likelihood has the leading ones, as event axes are summed there."""
+
+    def grid(x: Tensor) -> None:
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2), obs=x)
+
+    named = {"dims": {"x": ("row", "column")}, "coords": {"row": ["top", "bottom"], "column": [7, 8, 9]}}
+    idata = to_arviz(grid, AutoNormal(grid), torch.zeros(4, 2, 3), num_samples=2, groups=GROUPS, **named)
+    assert idata["log_likelihood"]["x"].dims == ("chain", "draw", "data")
+    assert idata["observed_data"]["x"].dims == ("data", "row", "column")
+    for name in ("posterior_predictive", "prior_predictive"):
+        assert idata[name]["x"].dims == ("chain", "draw", "data", "row", "column")
+        assert idata[name].coords["row"].to_numpy().tolist() == ["top", "bottom"]
+    again = full(dims={"w": "latent", "v": ["side"]}, coords={"latent": list("abc"), "side": ["left", "right"]})
+    for name in ("posterior", "prior"):
+        assert again[name]["w"].coords["latent"].to_numpy().tolist() == list("abc")
+        assert again[name]["v"].dims == ("chain", "draw", "data", "side")
+    few = full(groups=(), dims={"x": []}, coords={"data": range(N)})  # of a group that is not asked for
+    assert "x" not in few["posterior"]
+
+
+def test_constant_data_are_what_is_passed_and_not_observed() -> None:
+    data = eight_schools.noncentered().data()
+    auto = AutoNormal(eight_schools.noncentered_model)
+    groups = ("observed_data", "constant_data")
+    idata = to_arviz(eight_schools.noncentered_model, auto, *data, num_samples=2, groups=groups)
+    (observed,), (constant,) = idata["observed_data"].data_vars.values(), idata["constant_data"].data_vars.values()
+    assert observed.dims == constant.dims == ("schools",)
+    np.testing.assert_array_equal(observed, data[0])
+    np.testing.assert_array_equal(constant, data[1])
+    assert "constant_data" not in group_names(full())
+
+
+def test_prior_predictive_has_the_exact_moments() -> None:
+    """x = z + v1 + v2 + w1 + noise with a under z: variance 2 + 2 + 1/18 + 1/4, mean 1/3."""
+    draws = 600
+    x = group(full(num_samples=draws, groups=("prior_predictive",)), "prior_predictive")["x"].to_numpy()[0, :, 0]
+    variance = 4 + 1 / 18 + 1 / 4
+    assert x.mean() == pytest.approx(1 / 3, abs=5 * (variance / draws) ** 0.5)
+    assert x.var() == pytest.approx(variance, rel=5 * (2 / draws) ** 0.5)
 
 
 def test_integer_and_boolean_latents_keep_their_type() -> None:
@@ -153,8 +201,16 @@ def test_integer_and_boolean_latents_keep_their_type() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"coords": {"data": [1, 2]}}, r"coords\['data'\] has 2 entries, but the dim has 5"),
+        ({"coords": {"data": [1, 2]}}, r"coords\['data'\] has 2 entries, but the dim has 50"),
         ({"coords": {"school": [1]}}, r"coords\['school'\]: no such dim, expected some of \['data'"),
+        (
+            {"dims": {"v": ["side", "other"]}},
+            r"dims\['v'\]=.* has 2 names.*'v' has 1 axes \(of lengths \[2\]",
+        ),
+        ({"dims": {"v": ["side"]}, "coords": {"side": [1]}}, r"coords\['side'\] has 1 entries, but the dim has 2"),
+        ({"dims": {"v": ["side"], "w": ["side"]}}, r"dim 'side' has length 3 and, at site 'v', 2: expected one length"),
+        ({"dims": {"v": ["draw"]}}, r"dims\['v'\]=\['draw'\]: expected names that differ"),
+        ({"dims": {"u": ["side"]}}, r"dims\['u'\]: no such variable, expected some of \['a',"),
         ({"groups": ("posterior", "warmup")}, r"unknown \['warmup'\], expected a list of some of"),
         ({"groups": "posterior"}, "groups='posterior': unknown"),
         ({"num_samples": 1}, "num_samples=1: expected an integer of at least 2"),
@@ -173,13 +229,13 @@ def test_chunks_without_a_data_plate_are_refused() -> None:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(a, 1.0).expand(x.shape).to_event(1), obs=x)
 
-    with pytest.raises(ValueError, match=r"minibatches of 2 of 5 rows need a plate"):
+    with pytest.raises(ValueError, match=r"minibatches of 2 of 50 rows need a plate"):
         to_arviz(bare, AutoNormal(bare), rows(), batch_size=2)
 
 
 def test_chunks_of_a_joint_autoguide_with_local_latents_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'_AutoMultivariateNormal_latent' draws jointly.*subsampled plate 'data'"):
-        to_arviz(model, AutoMultivariateNormal(model), rows(), num_samples=2, batch_size=2)
+        to_arviz(model, AutoMultivariateNormal(model), rows(), num_samples=2, batch_size=BATCH)
 
 
 @pytest.mark.parametrize("name", ["z_rows", "draw"])
@@ -217,7 +273,7 @@ def test_sites_of_changing_shape_are_refused() -> None:
 
 def test_log_p_and_log_q_are_those_of_the_draws() -> None:
     """By hand, from the draws alone."""
-    for batch_size in (None, 2):
+    for batch_size in (None, BATCH):
         idata = full(batch_size=batch_size)
         a, w, z, v, x = *(draws(idata, name) for name in "awzv"), rows()
         likelihood = dist.Normal(z + v.sum(-1) + w[:, :1], 0.5).log_prob(x)
@@ -259,7 +315,8 @@ def test_log_weights_are_the_elbo(auto: Any) -> None:
     idata = to_arviz(eight_schools.noncentered_model, chosen, *data, num_samples=20, seed=3)
     log_w = draws(idata, "log_p", "sample_stats") - draws(idata, "log_q", "sample_stats")
     torch.manual_seed(3)
-    losses = [BaNEL_ELBO().loss(eight_schools.noncentered_model, chosen, *data) for _ in range(20)]
+    with SiteStreams(draw_seed()):
+        losses = [BaNEL_ELBO().loss(eight_schools.noncentered_model, chosen, *data) for _ in range(20)]
     torch.testing.assert_close(-log_w, torch.tensor(losses))
     parts = [name for name in idata["sample_stats"] if name.startswith("log_q_") and not name.endswith("_datum")]
     total = sum(
@@ -269,7 +326,7 @@ def test_log_weights_are_the_elbo(auto: Any) -> None:
 
 
 def test_scales_do_not_count_and_masks_do() -> None:
-    mask = torch.tensor([True, False, True, True, False])
+    mask = torch.arange(N) % 3 != 1
 
     def inner(x: Tensor) -> None:
         a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -299,8 +356,8 @@ def test_factors_count_in_the_likelihood_and_are_no_data() -> None:
     a = draws(idata, "a")
     expected = dist.Normal(a[:, None], 1.0).log_prob(rows()).sum(-1) - a * a
     torch.testing.assert_close(draws(idata, "log_lik", "sample_stats"), expected)
-    for group in ("observed_data", "posterior_predictive", "log_likelihood"):
-        assert list(idata[group].data_vars) == ["x"]
+    for name in ("observed_data", "posterior_predictive", "log_likelihood"):
+        assert list(idata[name].data_vars) == ["x"]
 
 
 def test_densities_of_the_guide_are_listed() -> None:
@@ -328,20 +385,14 @@ def moments(idata: az.InferenceData, group: str = "posterior") -> dict[str, tupl
     return found
 
 
-def test_chunked_draws_have_the_same_distribution_and_share_global_latents() -> None:
-    many = {"num_samples": 600, "groups": ("posterior", "posterior_predictive", "prior")}
-    whole, chunked = full(**many), full(**many, batch_size=2, seed=1)
-    for group in ("posterior", "posterior_predictive", "prior"):
-        one, other = moments(whole, group), moments(chunked, group)
-        assert one.keys() == other.keys()
-        for name, (mean, error) in one.items():
-            gap = (mean - other[name][0]).abs() / (error**2 + other[name][1] ** 2).sqrt().clamp(min=1e-12)
-            assert gap.max() < 5, f"{group} {name}"
-    # local draws follow the global draw of their own draw, in every chunk
-    for group, slope in (("posterior", 0.5), ("prior", 1.0)):
-        a, z = draws(chunked, "a", group), draws(chunked, "z", group)
-        found = ((a - a.mean())[:, None] * (z - z.mean(0))).mean(0) / a.var()
-        torch.testing.assert_close(found, torch.full((N,), slope), atol=0.25, rtol=0)
+def test_chunked_draws_are_those_of_all_rows_at_once() -> None:
+    """Every number, that of a local latent after its own global ones: one seed, whatever the batch."""
+    whole, chunked = full(), full(batch_size=BATCH)
+    assert set(group_names(whole)) == set(group_names(chunked))
+    for name in group_names(whole):
+        xr.testing.assert_allclose(group(chunked, name), group(whole, name), rtol=1e-12)
+    assert len(np.unique(group(whole, "posterior")["z"])) == 30 * N  # no stream starts over
+    assert len(np.unique(group(whole, "prior")["z"])) == 30 * N
 
 
 def test_global_latents_and_a_plate_over_the_rows_of_a_chunk() -> None:
@@ -353,7 +404,7 @@ def test_global_latents_and_a_plate_over_the_rows_of_a_chunk() -> None:
             pyro.sample("x", dist.Normal(a, 1.0), obs=x)
 
     auto = AutoNormal(pooled)
-    idata = to_arviz(pooled, auto, rows(), num_samples=20, batch_size=2)
+    idata = to_arviz(pooled, auto, rows(), num_samples=20, batch_size=BATCH)
     a = draws(idata, "a")
     log_p = dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(a[:, None], 1.0).log_prob(rows()).sum(-1)
     torch.testing.assert_close(draws(idata, "log_p", "sample_stats"), log_p)
@@ -361,8 +412,8 @@ def test_global_latents_and_a_plate_over_the_rows_of_a_chunk() -> None:
 
 def test_other_rows_than_the_plate_was_written_for() -> None:
     """Held-out rows through a model of N rows: the plate is named, and does not scale."""
-    few = rows()[:3] + 1
-    for batch_size in (None, 2):
+    few = rows()[:32] + 1
+    for batch_size in (None, BATCH):
         idata = to_arviz(model, guide, few, num_samples=4, data_plate="data", batch_size=batch_size, groups=GROUPS)
         w, z, v = (draws(idata, name) for name in "wzv")
         likelihood = dist.Normal(z + v.sum(-1) + w[:, :1], 0.5).log_prob(few)
@@ -405,7 +456,7 @@ def test_seeds() -> None:
 
 
 def test_memory_is_bounded_by_the_batch() -> None:
-    """The model sees two rows at a time, and no trace of an earlier chunk is kept."""
+    """The model sees 16 rows at a time, and no trace of an earlier chunk is kept."""
     alive: list[weakref.ref[Tensor]] = []
     most, lengths = [0], set()
 
@@ -421,8 +472,8 @@ def test_memory_is_bounded_by_the_batch() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, None].expand(-1, 100), 1.0).to_event(1))
 
-    to_arviz(watched, amortised, torch.randn(60), num_samples=3, batch_size=2, groups=GROUPS)
-    assert lengths == {2}
+    to_arviz(watched, amortised, torch.randn(64), num_samples=3, batch_size=BATCH, groups=GROUPS)
+    assert lengths == {BATCH}
     assert most[0] <= 6
 
 
@@ -468,9 +519,9 @@ def test_netcdf_keeps_everything(tmp_path: Path) -> None:
     idata.to_netcdf(str(tmp_path / "posterior.nc"))
     again = az.from_netcdf(str(tmp_path / "posterior.nc"))
     assert again.groups() == idata.groups()
-    for group in idata.groups():
-        assert again[group].equals(idata[group])
-        assert dict(again[group].attrs) == dict(idata[group].attrs)
+    for name in idata.groups():
+        assert again[name].equals(idata[name])
+        assert dict(again[name].attrs) == dict(idata[name].attrs)
     attrs = dict(again.attrs)
     assert attrs == dict(idata.attrs)
     assert json.loads(attrs["lam"]) == {"class": "Constant", "value": 0.2}
@@ -524,7 +575,7 @@ def test_a_trained_autoguide_in_chunks(make: Callable[..., Any]) -> None:
             pyro.sample("x", dist.Normal(z, 0.1), obs=x)
 
     auto = make(local)
-    result = fit(local, auto, rows(), steps=600, lr=0.05, batch_size=2, seed=0, progress=False)
-    for batch_size in (None, 2):
+    result = fit(local, auto, rows(), steps=600, lr=0.05, batch_size=25, seed=0, progress=False)
+    for batch_size in (None, BATCH):
         means = draws(result.posterior(num_samples=50, batch_size=batch_size), "z").mean(0)
         torch.testing.assert_close(means, rows(), atol=0.15, rtol=0)

@@ -116,15 +116,15 @@ def _densities(idata: ArviZ) -> Mapping[str, list[str]]:
 
 
 def _spread_of(draws: xr.DataArray, prior: xr.DataArray | None, over: Sequence[str], hdi_prob: float) -> xr.Dataset:
-    import arviz as az  # heavy, and it imports pyplot
+    import arviz_stats  # heavy; of both lines of ArviZ
 
     sample = ["chain", "draw"]
-    ends = az.hdi(draws, hdi_prob=hdi_prob)[draws.name]
+    ends = arviz_stats.hdi(draws, prob=hdi_prob, dim=sample)  # type: ignore[attr-defined]
     quartiles = draws.quantile([0.25, 0.75], dim=sample)
     table = xr.Dataset(
         {
             "sd": draws.std(sample, ddof=1),
-            "hdi_width": ends.sel(hdi="higher") - ends.sel(hdi="lower"),
+            "hdi_width": ends.sel(ci_bound="upper", drop=True) - ends.sel(ci_bound="lower", drop=True),
             "iqr_ratio": quartiles.diff("quantile").squeeze("quantile", drop=True),
         }
     )
