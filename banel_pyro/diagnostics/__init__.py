@@ -1,5 +1,7 @@
-"""Diagnostics: functions of ArviZ objects."""
+"""Diagnostics: functions of ArviZ objects and of trained pairs."""
 
+from banel_pyro.diagnostics.decode import latent_traversal, prior_samples
+from banel_pyro.diagnostics.latent import kl_per_dimension
 from banel_pyro.diagnostics.spread import active_units, spread
 
-__all__ = ["active_units", "spread"]
+__all__ = ["active_units", "kl_per_dimension", "latent_traversal", "prior_samples", "spread"]
