@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 import torch
 
+from banel_pyro.report import plots
+
 DEMO_FOLDER = Path(__file__).parents[1] / "demos"
 
 DEMOS: dict[str, list[str]] = {
     "bare_svi": ["--steps", "300"],
     "eight_schools": ["--steps", "1500", "--draws", "200"],
+    "frontier": ["--steps", "60", "--draws", "20", "--lams", "-0.5", "0.4", "--seeds", "0", "1"],
+    "gallery": ["--steps", "40", "--draws", "40"],
     "lambda_curve": ["--steps", "800", "--lams", "0.4"],
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
@@ -23,6 +27,8 @@ DEMOS: dict[str, list[str]] = {
 
 PICTURES = {
     "eight_schools": {"collapse.png", "forest.png", "pair.png", "posterior.png"},
+    "frontier": {"frontier.png"},
+    "gallery": {f"{name.removeprefix('plot_')}.png" for name in plots.__all__ if name.startswith("plot_")},
     "lambda_curve": {"lambda_curve.png"},
     "quickstart": {"quickstart.png"},
 }
@@ -49,6 +55,20 @@ def points_lie_on_the_curve(printed: str) -> None:
     assert (table["fitted"] / table["exact"]).to_list() == pytest.approx([1.0] * len(table), abs=0.02)
 
 
+def narrows_along_the_frontier(printed: str) -> None:
+    """lambda = 0 was added; the entropy falls with lambda; errors are there; every run can be gone on with."""
+    table = pd.read_csv("runs/frontier/frontier.csv")
+    assert table["lam"].to_list() == [-0.5, 0.0, 0.4]
+    assert table["entropy"].is_monotonic_decreasing
+    assert (table["iwae"] > table["elbo"]).all()
+    compared = table[table["lam"] != 0]
+    assert (compared[["elbo_difference_stderr", "iwae_difference_stderr"]] > 0).all(axis=None)
+    seeds = compared[["iwae_difference[0]", "iwae_difference[1]"]]
+    assert seeds.mean(axis=1).to_list() == pytest.approx(compared["iwae_difference"].to_list())
+    assert len(list(Path("runs/frontier").glob("seed=*/lam=*/state.pt"))) == 6
+    assert printed.count("best ") == 2
+
+
 def numbers_are_complete(printed: str) -> None:
     """The JSON has the machine and every repeat of every way."""
     found = json.loads(Path("runs/speed.json").read_text())
@@ -62,6 +82,7 @@ def numbers_are_complete(printed: str) -> None:
 CHECKS: dict[str, Callable[[str], None]] = {
     "bare_svi": says_exact,
     "eight_schools": says_collapse,
+    "frontier": narrows_along_the_frontier,
     "lambda_curve": points_lie_on_the_curve,
     "speed": numbers_are_complete,
 }

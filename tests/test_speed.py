@@ -1,18 +1,56 @@
-"""The benchmark compares like with like: the losses written by hand are Pyro's, and a penalty costs no second pass."""
+"""The benchmark compares like with like, and its arithmetic is right; nothing here depends on how fast anything is."""
 
-import argparse
+import json
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
+from banel_pyro import Pair, Split
 from demos import speed
-from demos.speed import LAM, PROBLEMS, Problem, Run, check_losses, measure, vae_graphs
+from demos.benchmark import problems, timing
+from demos.benchmark.problems import Problem, digits_vae, mnist_images, mnist_vae, noncentered_schools, vae_by_hand
+from demos.benchmark.timing import Lengths, Run, Table, check_losses, final_loss, measure, measure_all, ratios
+from demos.benchmark.ways import EPOCH_WAYS, HAS_PYTHAE, LAM, STEP_WAYS, Way
+from models import data, vae
+
+MAKERS: dict[str, Callable[[], Problem]] = {
+    "eight schools": noncentered_schools,
+    "digits VAE": digits_vae,
+    "MNIST": lambda: mnist_vae(mnist_images(32)[0], 16),
+}
+WAYS = STEP_WAYS | EPOCH_WAYS
+
+
+@pytest.fixture(autouse=True)
+def no_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random images take its place."""
+    monkeypatch.delenv("BANEL_DATA", raising=False)
+
+
+def small_vae(lr: float) -> Problem:
+    """A VAE of 40 images of 12 pixels, 3 steps an epoch."""
+    grey = torch.rand(40, 12, generator=torch.Generator().manual_seed(1))
+    sizes = {"pixels": 12, "hidden": 6, "latents": 3}
+
+    def factory() -> Pair:
+        split = Split(grey, None, data.binarize)
+        return Pair(vae.Decoder(**sizes), vae.Encoder(**sizes), data=lambda: split, data_plate="data")
+
+    return Problem(factory, vae_by_hand, (grey,), data.binarize, 16, lr)
+
+
+# The ways do the same work
 
 
 @pytest.mark.parametrize("noise", [-1.3, 0.7])
-@pytest.mark.parametrize("make", PROBLEMS.values(), ids=PROBLEMS)
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_loss_by_hand_is_pyros(
     make: Callable[[], Problem], noise: float, monkeypatch: pytest.MonkeyPatch, float64: torch.dtype
 ) -> None:
@@ -28,46 +66,208 @@ def test_loss_by_hand_is_pyros(
 
 
 def test_batches_are_those_of_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem, seen = PROBLEMS["digits VAE"](), []
+    problem, seen = digits_vae(), []
     pair = problem.factory()
     split = pair.split()
     keep = type(split)(split.train, None, lambda rows: seen.append(rows[0]) or split.transform(rows))
     monkeypatch.setattr(type(pair), "split", lambda self: keep)
     pair.fit(steps=14, batch_size=problem.batch_size, seed=3, validation=None, progress=False)  # an epoch has 12
-    grey = Problem(problem.factory, problem.by_hand, problem.rows, None, problem.batch_size, problem.lr)
-    expected = [batch for (batch,) in grey.batches(seed=3, steps=14)]
+    expected = [batch for (batch,) in replace(problem, transform=None).batches(seed=3, steps=14)]
     assert [len(batch) for batch in expected] == [*[128] * 11, 92, 128, 128]
     for ours, theirs in zip(seen[-14:], expected, strict=True):  # before them fit looks at the data
         assert torch.equal(ours, theirs)
 
 
+def test_a_loader_brings_every_row_once_an_epoch() -> None:
+    problem = replace(small_vae(lr=1e-3), transform=None)
+    batches = [batch for (batch,) in problem.loaded(6)]
+    assert [len(batch) for batch in batches] == [16, 16, 8] * 2
+    first, second = torch.cat(batches[:3]), torch.cat(batches[3:])
+    assert not torch.equal(first, second)
+    for epoch in (first, second):
+        assert sorted(epoch.tolist()) == sorted(problem.rows[0].tolist())
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_takes_as_many_steps_on_the_same_parameters(name: str) -> None:
+    """Adam moves a parameter by hardly more than its learning rate in a step, and by that where gradients agree."""
+    problem, steps, lr = small_vae(lr=1e-4), 12, 1e-4
+    torch.manual_seed(0)
+    with pyro.get_param_store().scope():
+        pair = problem.factory()
+        trained = [*pair.model.parameters(), *pair.guide.parameters()]
+        before = [parameter.detach().clone() for parameter in trained]
+        losses = WAYS[name](problem, pair, 0, steps, 1)
+        moved = [float((new.detach() - old).abs().max()) for new, old in zip(trained, before, strict=True)]
+    assert len(losses) == steps == 4 * problem.steps_per_epoch
+    assert sum(parameter.numel() for parameter in trained) == 12 * 6 + 6 + 6 * 6 + 6 + 3 * 6 + 6 + 6 * 12 + 12
+    assert all(most > lr for most in moved)
+    assert 0.8 * steps * lr < max(moved) < 1.1 * steps * lr
+
+
+@pytest.fixture(scope="module")
+def mean_losses() -> dict[str, tuple[float, float]]:
+    """Mean loss of each way over 40 epochs that do not move anything to speak of, and its standard error."""
+    problem, found = small_vae(lr=1e-9), {}
+    for seed, (name, way) in enumerate(WAYS.items()):
+        torch.manual_seed(0)
+        with pyro.get_param_store().scope():
+            pair = problem.factory()
+            torch.manual_seed(seed)
+            losses = way(problem, pair, seed, 120, 1)
+        # nats per image of an epoch of batches of 16, 16 and 8
+        epochs = [(2 * losses[i] + 2 * losses[i + 1] + losses[i + 2]) / 5 for i in range(0, 120, 3)]
+        found[name] = statistics.fmean(epochs), statistics.stdev(epochs) / 40**0.5
+    return found
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_has_the_same_loss(name: str, mean_losses: dict[str, tuple[float, float]]) -> None:
+    (a, error_a) = mean_losses[name]
+    (b, error_b) = mean_losses[f"Pyro, {LAM}" if name.endswith(f", {LAM}") else "PyTorch"]
+    assert error_b < 0.05
+    assert abs(a - b) <= 5 * (error_a**2 + error_b**2) ** 0.5
+
+
+def test_lam_lowers_the_weight_of_log_q(mean_losses: dict[str, tuple[float, float]]) -> None:
+    """The two groups of ways differ: by lam times the entropy of the guide, here close to 3 * 1.05 nats."""
+    assert mean_losses[f"fit, {LAM}"][0] - mean_losses["fit"][0] == pytest.approx(LAM * 3 * 1.05, abs=0.3)
+
+
 def test_a_penalty_adds_no_second_pass() -> None:
-    graphs = vae_graphs()
+    graphs = speed.vae_graphs()
     plain, penalised = graphs["lam = 0"], graphs[f"lam = {LAM}"]
     assert plain["AddmmBackward0"] == penalised["AddmmBackward0"] == graphs["Pyro"]["AddmmBackward0"] == 4
     assert (penalised - plain).total() <= 10
     assert plain.total() <= graphs["Pyro"].total()
 
 
+# The arithmetic, on made-up times
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds that only move when a way moves them."""
+    now = {"wall": 0.0, "cpu": 0.0}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(timing.time, "process_time", lambda: now["cpu"])
+    return now
+
+
+def taking(clock: dict[str, float], start: float, step: float) -> Way:
+    """A way that takes these seconds by the clock, and twice as long in CPU time."""
+
+    def way(problem: Problem, pair: Any, seed: int, steps: int, log_every: int) -> list[float]:
+        clock["wall"] += start + step * steps
+        clock["cpu"] += 2 * (start + step * steps)
+        return [float(i) for i in range(steps)]
+
+    return way
+
+
+def test_time_is_of_the_steps_alone(clock: dict[str, float]) -> None:
+    run = measure(noncentered_schools(), taking(clock, start=5.0, step=0.002), 0, Lengths(20, 200))
+    assert (run.wall, run.cpu, run.start) == pytest.approx((0.002, 0.004, 5.0))
+    means = [10 * block + 4.5 for block in range(20)]  # of ten steps each, as fit logs
+    assert run.losses == means[-5:]
+
+
+def test_time_of_an_epoch_is_that_of_its_steps(clock: dict[str, float]) -> None:
+    run = measure(noncentered_schools(), taking(clock, start=1.0, step=0.5), 0, Lengths(3, 9, per=3))
+    assert (run.wall, run.cpu, run.start) == pytest.approx((1.5, 3.0, 1.0))
+
+
+def test_rounds_are_interleaved_and_the_first_does_not_count() -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def named(name: str) -> Way:
+        def way(problem: Problem, pair: Any, seed: int, steps: int, log_every: int) -> list[float]:
+            seen.append((name, seed, steps))
+            return [1.0] * steps
+
+        return way
+
+    runs = measure_all(noncentered_schools(), {"a": named("a"), "b": named("b")}, Lengths(1, 4), repeats=2, seed=7)
+    assert seen == [(name, seed, steps) for seed in (7, 8, 9) for name in "ab" for steps in (1, 4)]
+    assert [len(found) for found in runs.values()] == [2, 2]
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """In a second round at half the speed, neither way is faster than the other."""
+    runs = {"ours": [Run(1.0, 3.0, 0, []), Run(2.0, 6.0, 0, [])], "base": [Run(2.0, 2.0, 0, []), Run(4.0, 4.0, 0, [])]}
+    assert ratios(runs, "ours", "base") == [0.5, 0.5]
+    assert ratios(runs, "ours", "base", "cpu") == [1.5, 1.5]
+
+
+def test_spread_shows_three_digits() -> None:
+    assert timing.spread([3.0, 1.0, 2.0]) == "2.00 [1.00, 3.00]"
+    assert timing.spread([120.34, 11.15]) == "65.7 [11.2, 120.3]"
+
+
+def test_the_error_of_a_loss_leaves_out_a_trend() -> None:
+    flat, falling = Run(1, 1, 1, [1.0, 3.0, 1.0, 3.0]), Run(1, 1, 1, [4.0, 3.0, 2.0, 1.0])
+    assert final_loss([flat]) == pytest.approx((2.0, (2.0 / 4) ** 0.5))
+    assert final_loss([falling]) == pytest.approx((2.5, (0.5 / 4) ** 0.5))
+    assert final_loss([flat, falling]) == pytest.approx((2.25, (2.5 / 4) ** 0.5 / 2))
+
+
 def test_losses_that_differ_are_refused() -> None:
-    same = Run(1.0, 1.0, [4.0, 4.1, 3.9, 4.0])
-    runs = {way: [same, same] for way in speed.WAYS}
-    check_losses("fine", runs)
-    runs["PyTorch"] = [Run(1.0, 1.0, [4.5, 4.6, 4.4, 4.5])] * 2
-    with pytest.raises(SystemExit, match=r"'PyTorch' ends at a loss of 4\.5"):
-        check_losses("not fine", runs)
+    same = Run(1.0, 1.0, 0.0, [4.0, 4.1, 3.9, 4.0])
+    runs = {way: [same, same] for way in "abc"}
+    check_losses("fine", runs, [("a", "b", "c")])
+    runs["c"] = [Run(1.0, 1.0, 0.0, [4.5, 4.6, 4.4, 4.5])] * 2
+    check_losses("fine", runs, [("a", "b"), ("c",)])
+    with pytest.raises(SystemExit, match=r"'c' ends at a loss of 4\.5"):
+        check_losses("not fine", runs, [("a", "b", "c")])
 
 
-def test_time_is_of_the_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A way that takes 5 s to start and 2 ms a step takes 2 ms a step."""
-    clock = [0.0]
+# What is said
 
-    def way(problem: Problem, pair: object, seed: int, steps: int, log_every: int) -> list[float]:
-        clock[0] += 5.0 + 0.002 * steps
-        return [1.0] * steps
 
-    monkeypatch.setitem(speed.WAYS, "slow start", way)
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
-    run = measure(PROBLEMS["eight schools"](), "slow start", 0, argparse.Namespace(steps=200))
-    assert run.wall == pytest.approx(2.0)
-    assert len(run.losses) == 25  # the last quarter of a hundred blocks
+def test_images_are_mnist_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, source = mnist_images(300)
+    assert source.startswith("random grey images")
+    assert images.shape == (300, 784)
+    assert 0.18 < (images > 0).float().mean() < 0.22
+    there = torch.rand(20, 784)
+    monkeypatch.setattr(problems.data, "mnist", lambda: Split(there))
+    images, source = mnist_images(10)
+    assert source == "MNIST"
+    assert torch.equal(images, there[:10])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_output_and_json(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of epochs in which fit takes 3 s, Pyro 4 s and pythae 5 s, with pythae and without."""
+    seconds = {"Pyro, loader": 4.0, "fit": 3.0} | ({"pythae": 5.0} if installed else {})
+    runs = {way: [Run(s, s, 0.5, [1.0, 2.0, 1.0, 2.0])] * 3 for way, s in seconds.items()}
+    table = Table("s an epoch", 1.0, "Pyro, loader", [tuple(runs)], {"MNIST, 128": runs}, starts=True)
+    monkeypatch.setattr(speed, "epochs_table", lambda args, images: table)
+    monkeypatch.setattr(speed, "HAS_PYTHAE", installed)
+    monkeypatch.setattr(speed, "version", lambda name: "1.0")
+    path = tmp_path / "new" / "speed.json"
+    speed.main(speed.parse(["--tables", "epochs", "--rows", "256", "--json", str(path)]))
+    said = capsys.readouterr().out
+    assert "Images: random grey images" in said
+    assert "652,824 parameters" in said
+    assert "an epoch of 'fit' takes 0.75 of the time of 'Pyro, loader' (0.75 by CPU time)" in said
+    assert ("an epoch of 'fit' takes 0.60 of the time of 'pythae'" in said) == installed
+    assert ("pip install -e '.[bench]'" in said) != installed
+    found = json.loads(path.read_text())
+    assert found["epochs"]["MNIST, 128"]["fit"]["s_per_epoch"] == [3.0, 3.0, 3.0]
+    assert found["epochs"]["MNIST, 128"]["fit"]["over_pyro"] == [0.75, 0.75, 0.75]
+    assert "steps" not in found
+    assert found["images"].startswith("random")
+
+
+def test_pythae_is_a_way_where_it_is_installed() -> None:
+    assert ("pythae" in EPOCH_WAYS) == HAS_PYTHAE
+
+
+@pytest.mark.parametrize(("option", "value"), [("epochs", "1"), ("repeats", "0"), ("steps", "10"), ("rows", "8")])
+def test_sizes_that_cannot_be_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        speed.parse([f"--{option}", value])
+    assert f"--{option} {value}: expected" in capsys.readouterr().err
