@@ -1,0 +1,1 @@
+"""What `demos.speed` is made of: problems, the ways to train them, and how time is taken and shown."""
