@@ -28,7 +28,7 @@ bench: $(READY) ## Time a training step against plain Pyro and hand-written PyTo
 	$(BIN)/python -m demos.speed
 
 docs: $(READY) ## Build the documentation into site/.
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove .venv, runs, site and caches.
 	rm -rf .venv runs dist site .mypy_cache .pytest_cache .ruff_cache

@@ -620,5 +620,5 @@ def test_a_fit_result_of_other_rows(tmp_path: Path) -> None:
     assert guided.posterior(rows()[:2], num_samples=2)["posterior"]["z"].shape == (1, 2, 2)
     with pytest.raises(ValueError, match=r"data: the guide has \[.*AutoNormal.*\] for each row of the training data"):
         guided.posterior(rows() + 1, num_samples=2)
-    with pytest.raises(ValueError, match="data has 2 tensors with rows of .* training data have 1 tensor"):
+    with pytest.raises(ValueError, match=r"data has 2 tensors with rows of .* training data have 1 tensor"):
         guided.posterior((rows(), rows()), num_samples=2)
