@@ -24,7 +24,8 @@ lint: $(READY) ## Style, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## Time a training step against plain Pyro and hand-written PyTorch.
+bench: $(READY) ## Time training against plain Pyro, hand-written PyTorch and pythae (a quarter of an hour).
+	$(PINS) $(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m demos.speed
 
 docs: $(READY) ## Build the documentation into site/.

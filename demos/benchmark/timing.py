@@ -34,8 +34,8 @@ class Lengths:
 
     @property
     def log_every(self) -> int:
-        """Steps between log points, the same in both runs: ten, what `fit` does in a run of a thousand steps."""
-        return max(1, min(10, self.long // 4))
+        """Steps between log points, the same in both runs: what `fit` does in a thousand steps, or in ten epochs."""
+        return max(1, self.per // 10 if self.per > 1 else min(10, self.long // 4))
 
 
 @dataclass(frozen=True)
