@@ -224,10 +224,10 @@ class Table:
         shape = [self.size if axis == data_axis else n for axis, n in enumerate(value.shape)]
         lead = [] if draw is None else [self.draws]
         array = self._array(group, name, (*lead, *shape), dims, value.numpy().dtype, draw)
-        where: list[Any] = ([] if draw is None else [draw]) + [slice(None)] * len(shape)
-        if data_axis is not None:
-            where[len(lead) + data_axis] = index.numpy()
-        array[tuple(where)] = value.numpy()
+        # a slice for the draw: beside a number, NumPy would move the axis of an index array to the front
+        where: list[Any] = [] if draw is None else [slice(draw, draw + 1)]
+        where += [index.numpy() if axis == data_axis else slice(None) for axis in range(len(shape))]
+        array[tuple(where)] = value.numpy() if draw is None else value.numpy()[None]
 
     def _names_of(self, name: str, shape: Sequence[int], *, event: bool = True) -> list[str]:
         """Names of the axes of a variable that are no plates; without its event axes the first of them."""

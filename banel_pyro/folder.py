@@ -14,9 +14,9 @@ from typing import Any
 import pandas as pd
 import torch
 
+from banel_pyro.checks import seed_number
 from banel_pyro.inference_data import ArviZ, arviz_version, read_netcdf, write_netcdf
 from banel_pyro.seeding import draw_seed
-from banel_pyro.training.options import integer
 from banel_pyro.training.parameters import safe_constraints
 
 __all__ = ["FORMAT", "RunFolder", "run_seed", "versions"]
@@ -149,6 +149,8 @@ class RunFolder:
         """The history that :meth:`write_state` wrote, a row per log point."""
         try:
             return pd.read_csv(self.path / "history.csv")
+        except pd.errors.EmptyDataError:  # a run that was stopped before its first log point
+            return pd.DataFrame()
         except FileNotFoundError as error:
             raise ValueError(
                 f"'{self.path}' has no history.csv: the run stopped before its first checkpoint."
@@ -181,7 +183,7 @@ def run_seed(seed: Any, folder: RunFolder | None, *, resume: bool) -> int:
         TypeError, ValueError: if it is no seed.
     """
     if seed is not None:
-        return integer("seed", seed, 0, 2**32 - 1)
+        return seed_number(seed)
     if folder is not None and resume and (folder.path / "config.json").exists():
         return int(folder.read_config()["seed"])
     return draw_seed()

@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from banel_pyro.batches import Rows, as_rows, num_rows
+from banel_pyro.checks import integer, seed_number
 from banel_pyro.draws import WITHOUT_DRAWS, Table
 from banel_pyro.evaluate import Arguments, trace_draws
 from banel_pyro.modules import evaluation_mode
@@ -124,7 +125,7 @@ def to_arviz(
     first = tuple(row[: batch_size or size] for row in rows)
     with fork_rng(0), evaluation_mode(model, guide):  # looking for the plate runs the model, but not on your stream
         plate = find_data_plate(model, first, size, data_plate, training=False)
-    with nullcontext() if seed is None else fork_rng(seed):
+    with nullcontext() if seed is None else fork_rng(seed_number(seed)):
         return posterior_of_rows(
             model, guide, rows, plate, num_samples=num_samples, groups=groups, batch_size=batch_size, coords=coords,
             dims=dims, attrs={**(attrs or {}), **({} if seed is None else {"seed": seed})},
@@ -196,9 +197,9 @@ def _check_options(num_samples: Any, groups: Sequence[str], batch_size: Any, pla
     unknown = [groups] if isinstance(groups, str) else sorted(set(groups) - set(GROUPS))
     if unknown:
         raise ValueError(f"groups={groups!r}: unknown {unknown}, expected a list of some of {list(GROUPS)}.")
-    for name, value, least in (("num_samples", num_samples, 2), ("batch_size", batch_size, 1)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            raise ValueError(f"{name}={value!r}: expected an integer of at least {least}, such as {least * 100}.")
+    integer("num_samples", num_samples, 2)
+    if batch_size is not None:
+        integer("batch_size", batch_size)
     if batch_size is not None and plate.name is None:
         raise ValueError(f"batch_size={batch_size} needs a plate over data points. Name it with data_plate=.")
 
@@ -225,7 +226,11 @@ def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], 
 
 
 def _check_coords(coords: Mapping[str, Sequence[Any]], sizes: Mapping[str, int], elsewhere: Collection[str]) -> None:
+    if not isinstance(coords, Mapping):
+        raise TypeError(f"coords={coords!r}: expected a mapping from dims to their coordinates.")
     for name, values in coords.items():
+        if isinstance(values, str) or not hasattr(values, "__len__") or np.ndim(values) != 1:
+            raise TypeError(f"coords['{name}']={values!r}: expected a list with an entry for each element of the dim.")
         if name not in sizes and name not in elsewhere:
             raise ValueError(f"coords['{name}']: no such dim, expected some of {sorted(sizes)}. Rename or drop it.")
         if name in sizes and len(values) != sizes[name]:

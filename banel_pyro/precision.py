@@ -31,8 +31,8 @@ def checked_dtype(dtype: Any) -> torch.dtype | None:
 
 
 def dtype_name(dtype: torch.dtype | None) -> str | None:
-    """The name of a type for a config."""
-    return None if dtype is None else _NAMES[dtype]
+    """The name of a type for a config; None for one that a run cannot ask for."""
+    return None if dtype is None else _NAMES.get(dtype)
 
 
 @contextmanager

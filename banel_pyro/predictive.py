@@ -107,7 +107,7 @@ def predicted_sites(trace: Any, guide_trace: Any) -> set[str]:
 def _chosen(sites: Sequence[str], trace: Any) -> Collection[str]:
     known = [name for name, site in sample_sites(trace) if not site_is_subsample(site)]  # type: ignore[arg-type]
     unknown = [sites] if isinstance(sites, str) else sorted(set(sites) - set(known))
-    if unknown:
+    if unknown or not sites:
         raise ValueError(f"sites={sites!r}: unknown {unknown}, expected a list of some of the model's {known}.")
     return sites
 

@@ -14,6 +14,7 @@ import pyro
 import torch
 
 from banel_pyro.batches import Rows, as_rows, data_hash, num_rows, transformed
+from banel_pyro.checks import seed_number
 from banel_pyro.evaluate import Arguments
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import ArviZ, posterior_of_rows, predictive_of_rows
@@ -82,7 +83,8 @@ class FitResult:
             data: rows to condition on; by default the training data, transformed as in training.
             num_samples: draws.
             groups: groups to fill.
-            batch_size: rows in memory at a time; the draws do not depend on it.
+            batch_size: rows in memory at a time, rounded up to a multiple of 16; the draws do not depend on it, but for
+                the exceptions of :class:`~banel_pyro.streams.SiteStreams`.
             coords: coordinates by dim.
             dims: by variable, names for its axes that are no plates.
             seed: seed of the draws, the run's own by default.
@@ -90,7 +92,7 @@ class FitResult:
         Raises:
             ValueError: for rows that the guide says nothing about, or options that are out of range.
         """
-        with self.scope(), fork_rng(self.config["seed"] if seed is None else seed):
+        with self.scope(), fork_rng(self.config["seed"] if seed is None else seed_number(seed)):
             rows = transformed(self.rows, self.transform) if data is None else self._checked(as_rows(data))
             attrs = {name: self.config[name] for name in ("lam", "objective", "seed")}
             return posterior_of_rows(
@@ -132,7 +134,7 @@ class FitResult:
             ValueError: for rows of another shape, type or number of tensors, rows that the guide says nothing about,
                 unknown sites, None where the pair does not take it, or options that are out of range.
         """
-        with self.scope(), fork_rng(self.config["seed"] if seed is None else seed):
+        with self.scope(), fork_rng(self.config["seed"] if seed is None else seed_number(seed)):
             rows = transformed(self.rows, self.transform) if data is None else self._checked(as_arguments(data))
             attrs = {name: self.config[name] for name in ("lam", "objective", "seed")}
             return predictive_of_rows(
@@ -172,7 +174,7 @@ class FitResult:
         """Run a block with the run's own parameters in the param store, and its floating-point type as the default."""
         store = pyro.get_param_store()
         inside = nullcontext() if self.store is None else store.scope(self.store)
-        with inside, default_dtype(checked_dtype(self.config["dtype"])):
+        with inside, default_dtype(checked_dtype(self.config["default_dtype"])):
             yield
 
     @staticmethod
@@ -188,17 +190,18 @@ class FitResult:
         """
         run = RunFolder(Path(folder))
         config, state = run.read_config(), run.read_state()
-        dtype = checked_dtype(config["dtype"])
-        with fork_rng(config["seed"]):
+        dtype, default = checked_dtype(config["dtype"]), checked_dtype(config["default_dtype"])
+        # data that were cast had been made in the default type of their day, others in that of the run
+        with fork_rng(config["seed"]), default_dtype(default if dtype is None else None):
             split = pair.split()
-        with fork_rng(config["seed"]), default_dtype(dtype):
-            cast_modules(dtype, pair.model, pair.guide)
+        with fork_rng(config["seed"]), default_dtype(default):
+            cast_modules(default, pair.model, pair.guide)
             rows, held_out = cast_rows(as_rows(split.train), dtype), as_rows(split.held_out, "validation")
             _check_data(run.path, config, rows)
             parameters = Parameters(pair.model, pair.guide, torch.optim.SGD, {"lr": 0.0})
             batch = config["batch_size"] or config["num_data"]
             checked = preflight(pair.model, pair.guide, split, rows, batch, config["data_plate"], parameters)
-            parameters.cast(dtype)
+            parameters.cast(default)
         parameters.load({**state, "optimizer": None})
         history = pd.DataFrame(state["history"])
         return FitResult(

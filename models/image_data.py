@@ -189,7 +189,13 @@ def _mnist_images(part: str) -> NDArray[np.uint8]:
 
 def _mnist_labels(part: str) -> NDArray[np.uint8]:
     """Labels (n,) of one part of MNIST, one for each of its images."""
-    return read_idx(data_folder("mnist") / f"{part}-labels-idx1-ubyte", shape=(MNIST_SIZES[part],))
+    path = data_folder("mnist") / f"{part}-labels-idx1-ubyte"
+    labels = read_idx(path, shape=(MNIST_SIZES[part],))
+    if labels.max() > 9:
+        raise ValueError(
+            f"{str(path)!r} has labels up to {labels.max()}: expected digits 0 to 9. Fetch the file again."
+        )
+    return labels
 
 
 def _tensor(values: object) -> Tensor:

@@ -51,6 +51,12 @@ def load() -> None:
 # Idx files
 
 
+def test_labels_that_are_no_digits_are_refused(small: Path) -> None:
+    (small / f"{NAMES['train'][1]}.gz").write_bytes(gzip.compress(idx(np.array([0, 9, 10, 3, 1]))))
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte' has labels up to 10: expected 0 to 9"):
+        data.mnist_labels()
+
+
 def test_idx_files_are_read_packed_and_unpacked_whatever_their_name(small: Path) -> None:
     packed, labels = data.mnist(), data.mnist_labels()
     for path in list(small.iterdir()):

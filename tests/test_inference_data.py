@@ -220,7 +220,7 @@ def test_integer_and_boolean_latents_keep_their_type() -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         full(**options)
 
 
@@ -579,3 +579,33 @@ def test_a_trained_autoguide_in_chunks(make: Callable[..., Any]) -> None:
     for batch_size in (None, BATCH):
         means = draws(result.posterior(num_samples=50, batch_size=batch_size), "z").mean(0)
         torch.testing.assert_close(means, rows(), atol=0.15, rtol=0)
+
+
+@pytest.mark.parametrize("others", [3, 20])
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_a_plate_left_of_the_data_plate_keeps_its_axis(others: int, batch_size: int | None) -> None:
+    """Also where both are of one length, so that a transposed array would fit as well."""
+    size = 20
+
+    def model(x: torch.Tensor) -> None:
+        rows = pyro.plate("data", size, dim=-1)
+        with pyro.plate("k", others, dim=-2) as k, rows as data:
+            z = pyro.sample("z", dist.Normal(100.0 * k[:, None] + data, 1e-3))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T.expand(others, len(data)))
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("k", others, dim=-2) as k, pyro.plate("data", size, dim=-1) as data:
+            pyro.sample("z", dist.Normal(100.0 * k[:, None] + data, 1e-3))
+
+    groups = ("posterior", "prior", "posterior_predictive", "log_likelihood")
+    idata = to_arviz(
+        model, guide, torch.zeros(size, 1), num_samples=4, groups=groups, data_plate="data", batch_size=batch_size
+    )
+    exact = 100 * np.arange(others)[:, None] + np.arange(size)
+    for name in ("posterior", "prior"):
+        assert idata[name]["z"].dims[2:] == ("k", "data")
+        np.testing.assert_allclose(idata[name]["z"].to_numpy(), np.broadcast_to(exact, (1, 4, others, size)), atol=0.02)
+    assert np.abs(idata["posterior_predictive"]["x"].to_numpy() - exact).max() < 6
+    np.testing.assert_allclose(
+        idata["log_likelihood"]["x"].to_numpy()[0, 0], -0.5 * exact**2 - 0.5 * np.log(2 * np.pi), rtol=0.01, atol=0.05
+    )

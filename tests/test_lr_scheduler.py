@@ -1,5 +1,7 @@
 """Learning-rate schedulers of torch: moved once a step, refused where they cannot work, recorded."""
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -79,6 +81,21 @@ class Mine(lr_scheduler.LRScheduler):
 def test_what_is_no_scheduler_is_refused(factory: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         run(lr_scheduler=factory)
+
+
+def test_another_scheduler_cannot_go_on(tmp_path: Path) -> None:
+    """The numbers of one mean something else to another."""
+
+    def refused(words: str, first: Any, then: Any) -> None:
+        folder = tmp_path / words[:8]
+        with pyro.get_param_store().scope():
+            run(out=folder, steps=4, lr_scheduler=first)
+        with pyro.get_param_store().scope(), pytest.raises(ValueError, match=words):
+            run(out=folder, resume=True, lr_scheduler=then)
+
+    step, exponential = partial(lr_scheduler.StepLR, step_size=9), partial(lr_scheduler.ExponentialLR, gamma=0.9)
+    refused(r"lr_scheduler: '.*StepLR\(step_size=9\)' there, '.*ExponentialLR\(gamma=0.9\)' here", step, exponential)
+    refused("the state was saved by StepLR, here it is ExponentialLR", lambda o: step(o), lambda o: exponential(o))
 
 
 def test_a_plateau_without_held_out_rows_is_refused() -> None:

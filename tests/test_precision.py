@@ -1,5 +1,6 @@
 """`dtype=`: data, modules, parameters and draws of a run are of one type; what is global is left alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -9,7 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from banel_pyro import FitResult, fit
+from banel_pyro import FitResult, Pair, fit
 from models import vae
 from tests.test_callbacks import make
 
@@ -82,6 +83,25 @@ def test_a_loaded_run_is_of_its_type(tmp_path: Any) -> None:
         assert types(loaded) == {torch.float64}
         assert (loaded.posterior(num_samples=3).posterior["z"].to_numpy() == expected).all()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_run_in_the_default_type_of_its_day_is_loaded_in_that_type(tmp_path: Any, float64: torch.dtype) -> None:
+    def doubles() -> Pair:
+        return replace(make(), data=lambda: torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).reshape(8, 3))
+
+    with pyro.get_param_store().scope():
+        result = doubles().fit(batch_size=2, out=tmp_path / "run", posterior_samples=2, **OPTIONS)
+        expected = result.posterior(num_samples=3).posterior["z"].to_numpy()
+    torch.set_default_dtype(torch.float32)
+    with pyro.get_param_store().scope():
+        loaded = FitResult.load(tmp_path / "run", doubles())
+        assert types(loaded) == {torch.float64}
+        assert (loaded.posterior(num_samples=3).posterior["z"].to_numpy() == expected).all()
+    with pyro.get_param_store().scope(), pytest.raises(ValueError, match="'float64' there, 'float32' here"):
+        pair = doubles()
+        pair.guide.double(), pair.model.double()
+        pair.fit(batch_size=2, out=tmp_path / "run", resume=True, **OPTIONS | {"steps": 8})
+    torch.set_default_dtype(float64)
 
 
 def test_a_network_of_the_embedded_digits_runs_in_float64() -> None:

@@ -131,6 +131,15 @@ def test_runs_have_folders_and_go_on(tmp_path: Path) -> None:
     assert len(again.table) == 3
 
 
+def test_a_pair_that_is_not_fresh_is_refused() -> None:
+    """Its second run would go on where the first one ended, and change the first one's result."""
+    shared = network()
+    with pytest.raises(ValueError, match=r"the same \['Decoder', 'Encoder'\] as before: expected a fresh pair"):
+        restarts(lambda: Pair(shared.model, shared.guide, data=shared.data), seeds=2, **OPTIONS | {"steps": 3})
+    with pytest.raises(ValueError, match="num_samples=1: expected an integer of at least 2"):
+        restarts(network, seeds=2, num_samples=1, **OPTIONS)
+
+
 def press(event: Event) -> None:
     if event.kind == "step" and event.step == 2 and event.result.config["seed"] == 1:
         os.kill(os.getpid(), signal.SIGINT)
@@ -150,7 +159,7 @@ def test_after_ctrl_c_there_is_what_has_ended() -> None:
         (0, ValueError, "seeds=0: expected an integer of at least 1"),
         ([], ValueError, r"seeds=\[\]: expected different seeds, or how many"),
         ([1, 1], ValueError, r"seeds=\[1, 1\]: expected different seeds"),
-        ([-1], ValueError, "seeds=-1: expected an integer of at least 0"),
+        ([-1], ValueError, "seed=-1: expected an integer of at least 0"),
         (1.5, TypeError, "seeds=1.5: expected an integer"),
     ],
 )

@@ -15,7 +15,8 @@ from pyro import poutine
 from torch import Tensor
 
 from banel_pyro.batches import Rows, as_rows
-from banel_pyro.diagnostics.latent import check_count, chosen_site, data_plate_of
+from banel_pyro.checks import integer
+from banel_pyro.diagnostics.latent import chosen_site, data_plate_of
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.plates import DataPlate
 from banel_pyro.seeding import fork_rng
@@ -58,7 +59,7 @@ def prior_samples(
     Raises:
         ValueError: for an unknown site, or one whose distribution has no mean.
     """
-    check_count(num_samples)
+    integer("num_samples", num_samples)
     rows = as_rows(data)
     with nullcontext() if seed is None else fork_rng(seed):
         plate = data_plate_of((model,), rows, None, data_plate)
@@ -101,7 +102,7 @@ def latent_traversal(
         ValueError: for an unknown site or dimension, or a prior without a mean and standard deviation of its own.
     """
     rows = as_rows(data)
-    check_count(num_samples)
+    integer("num_samples", num_samples)
     with nullcontext() if seed is None else fork_rng(seed):
         plate = data_plate_of((model,), rows, None, data_plate)
         with _conditioned(model, rows, plate) as run:

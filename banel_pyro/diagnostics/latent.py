@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from banel_pyro.batches import Rows, as_rows, num_rows
+from banel_pyro.checks import integer
 from banel_pyro.evaluate import Draw, mean_estimate, trace_draws
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.plates import DataPlate, find_data_plate
 from banel_pyro.seeding import fork_rng
 from banel_pyro.traces import Site, guide_densities, sample_sites
 
-__all__ = ["check_count", "chosen_site", "data_plate_of", "kl_per_dimension"]
+__all__ = ["chosen_site", "data_plate_of", "kl_per_dimension"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -72,7 +73,7 @@ def kl_per_dimension(
         >>> kl_per_dimension(model, guide, torch.zeros(5))["kl"].to_dict()
         {'z[0]': 0.0, 'z[1]': 2.0}
     """
-    check_count(num_samples)
+    integer("num_samples", num_samples)
     rows = as_rows(data)
     totals: dict[str, Array] = {}
     with nullcontext() if seed is None else fork_rng(seed):
@@ -86,12 +87,6 @@ def kl_per_dimension(
 
 
 # ---- one number of a site at a time --------------------------------------------------------------
-
-
-def check_count(num_samples: int) -> None:
-    """Refuse a number of draws that is none."""
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"num_samples={num_samples!r}: expected an integer of at least 1.")
 
 
 def data_plate_of(pair: tuple[Any, ...], rows: Rows, batch_size: int | None, name: str | None) -> DataPlate:

@@ -61,7 +61,8 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     histories = {run.label: run.history for run in runs}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **plots.STYLE}):
         drawn = [draw(runs) for draw in (_spread, _entropy, _predictions)]
-    drawn.insert(0, training_picture(histories, runs[0].config["per"]))
+    if all(len(history) for history in histories.values()):  # a run may have been stopped before its first log point
+        drawn.insert(0, training_picture(histories, runs[0].config["per"]))
     return [picture for picture in drawn if picture is not None]
 
 

@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from banel_pyro.modules import reachable_modules
+from banel_pyro.precision import default_dtype
 from banel_pyro.seeding import kept_rng
 from banel_pyro.training.options import name_of
 
@@ -98,7 +99,7 @@ class Callbacks:
             "epoch": loop.step % loop.steps_per_epoch == 0,
         }
         reasons = [reason for kind, is_due in due.items() if is_due for reason in self._tell(kind)]
-        return "; ".join(reasons) or None
+        return "; ".join(dict.fromkeys(reasons)) or None
 
     def end(self) -> None:
         """Tell that no step follows any more."""
@@ -113,7 +114,7 @@ class Callbacks:
         event = Event(kind, loop.step, loop.step / loop.steps_per_epoch, MappingProxyType(row), self._result)
         for callback in self._wanted[kind]:
             try:
-                with _untouched(loop.model, loop.guide):
+                with _untouched(loop):
                     found = callback(event)
                 _check(found, event)
             except Exception as error:
@@ -126,23 +127,28 @@ class Callbacks:
         return reasons
 
 
-def _untouched(*pair: Any) -> ExitStack:
-    """What a callback runs in: no gradients; afterwards generators and training modes are put back."""
+def _untouched(loop: Loop) -> ExitStack:
+    """What a callback runs in. Afterwards generators, training modes, dtype and gradients are as they were."""
     stack = ExitStack()
     stack.enter_context(torch.no_grad())
     stack.enter_context(kept_rng())
-    modes = [(part, part.training) for module in reachable_modules(*pair) for part in module.modules()]
-    stack.callback(_restore, modes)
+    stack.enter_context(default_dtype(torch.get_default_dtype()))
+    modes = [(part, part.training) for module in reachable_modules(loop.model, loop.guide) for part in module.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in loop.parameters.names().values()]
+    stack.callback(_restore, modes, trained)
     return stack
 
 
-def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+def _restore(modes: list[tuple[nn.Module, bool]], trained: list[tuple[Tensor, bool]]) -> None:
     for part, training in modes:
         part.training = training
+    for parameter, requires_grad in trained:
+        parameter.grad = None  # there was none after the step
+        parameter.requires_grad_(requires_grad)
 
 
 def _check(found: Any, event: Event) -> None:
-    if found is None or isinstance(found, str):
+    if found is None or (isinstance(found, str) and found):
         return
     if not isinstance(found, Mapping):
         raise TypeError(
@@ -155,10 +161,12 @@ def _check(found: Any, event: Event) -> None:
             f"at {' or '.join(repr(kind) for kind in _WITH_ROW)} events."
         )
     for name, value in found.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the callback returned a number named {name!r}: expected a text.")
         if not isinstance(value, Real):
             raise TypeError(f"the callback returned {name}={value!r}: expected a number. Write float(...).")
-        if name in event.row:
-            raise ValueError(f"the callback returned {name!r}, which the history already has. Choose another name.")
+        if name in event.row or name in ("val_elbo", "lr"):
+            raise ValueError(f"the callback returned {name!r}, which is a column of ours. Choose another name.")
 
 
 def checked_callbacks(callbacks: Any) -> tuple[Callback, ...]:

@@ -39,9 +39,18 @@ def train(
             finished = state is not None and _has_ended(folder, state, config)
             folder.claim(config)
             if finished:
+                _tell_of_stop(loop, folder)
                 return False
         _run(loop, folder, checkpoint_every, callbacks, progress)
     return True
+
+
+def _tell_of_stop(loop: Loop, folder: RunFolder) -> None:
+    if loop.stopped is not None:
+        _log.warning(
+            "the run in %s was stopped by a callback after step %d (%s) and is left as it is: ask for more steps to "
+            "go on", folder.path, loop.step, loop.stopped,
+        )  # fmt: skip
 
 
 def _has_ended(folder: RunFolder, state: Mapping[str, Any], config: dict[str, Any]) -> bool:
@@ -65,17 +74,18 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
             loop.stopped = INTERRUPTED if interrupt.asked else reason if loop.step < loop.steps else None
             if loop.step % checkpoint_every == 0 or loop.step == loop.steps or loop.stopped:
                 _save(loop, folder)
-        with _saved(loop, folder):
+        with _saved(loop, folder, step=-1):
             callbacks.end()
+        loop.stopped = INTERRUPTED if interrupt.asked else loop.stopped
     if loop.stopped == INTERRUPTED:
         how = "the parameters are those after it" if folder is None else "the same call with resume=True goes on"
         _log.warning("interrupted after step %d of %d: %s", loop.step, loop.steps, how)
 
 
 @contextmanager
-def _saved(loop: Loop, folder: RunFolder | None) -> Iterator[None]:
+def _saved(loop: Loop, folder: RunFolder | None, step: int | None = None) -> Iterator[None]:
     """Save the run when what comes after a step ends it: numbers, a collapse, a callback."""
-    step = loop.step
+    step = loop.step if step is None else step
     try:
         yield
     except Exception as error:

@@ -152,7 +152,8 @@ def fit(
         check_plateau(parameters.scheduler, held_out)
         config = _config(objective, schedule, factory, options, plan, split, rows, checked.plate) | {
             "name": name or "", "seed": seed, "clip_norm": clip_norm, "posterior_samples": posterior_samples,
-            "dtype": dtype_name(dtype), "lr_scheduler": lr_scheduler and name_of(lr_scheduler),
+            "dtype": dtype_name(dtype), "default_dtype": dtype_name(torch.get_default_dtype()),
+            "lr_scheduler": lr_scheduler and name_of(lr_scheduler),
         }  # fmt: skip
         loop = Loop(
             model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,

@@ -6,13 +6,15 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
+from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO
 
 from banel_pyro.batches import Rows, num_rows
+from banel_pyro.checks import integer
 from banel_pyro.objectives.banel import BaNEL_ELBO
 from banel_pyro.schedules import Schedule, as_schedule, to_config
 from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory
@@ -22,7 +24,6 @@ __all__ = [
     "describe",
     "describe_objective",
     "extreme_lams",
-    "integer",
     "name_of",
     "objective_and_schedule",
     "optimizer",
@@ -206,23 +207,12 @@ def describe_objective(objective: Any) -> str:
 
 
 def name_of(item: Any) -> str:
-    """The name of a function or class, or of an object's class."""
+    """The name of a function or class, with what ``functools.partial`` gives it, or of an object's class."""
+    if isinstance(item, partial):
+        given = [repr(value) for value in item.args] + [f"{k}={value!r}" for k, value in item.keywords.items()]
+        return f"{name_of(item.func)}({', '.join(given)})"
     named = item if hasattr(item, "__qualname__") else type(item)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def integer(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
-    """An integer option within bounds.
-
-    Raises:
-        TypeError, ValueError: if it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r}: expected an integer. Write {name}={least}, for instance.")
-    if not least <= int(value) <= most:
-        bound = f"at least {least}" if int(value) < least else f"at most {most:g}"
-        raise ValueError(f"{name}={value!r}: expected an integer of {bound}. Write {name}={least}, for instance.")
-    return int(value)
 
 
 def positive(name: str, value: Any) -> float | None:

@@ -160,6 +160,7 @@ class Parameters:
             "owners": {name: self._known[t] for name, t in tensors.items() if self._known.get(t) in later},
             "groups": [list(names) for names in self._groups],
             "optimizer": None if self.optimizer is None else _clone(self.optimizer.state_dict()),
+            "kinds": [type(item).__name__ for item in (self.optimizer, self.scheduler)],
             "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
         }
 
@@ -195,6 +196,7 @@ class Parameters:
         for parameter in self._known:
             parameter.grad = None
         if self.optimizer is not None and state["optimizer"] is not None:
+            _check_kinds(state["kinds"], [type(item).__name__ for item in (self.optimizer, self.scheduler)])
             self.optimizer.load_state_dict(_clone(state["optimizer"]))
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
@@ -283,6 +285,13 @@ def _put(store: Any, name: str, parameter: Tensor, constraint: Any) -> None:
     store._params[name] = parameter
     store._constraints[name] = constraint
     store._param_to_name[parameter] = name
+
+
+def _check_kinds(saved: list[str], current: list[str]) -> None:
+    """Refuse the state of another optimiser or scheduler, whose numbers would mean something else here."""
+    for option, old, new in zip(("optim", "lr_scheduler"), saved, current, strict=True):
+        if old != new:
+            raise ValueError(f"{option}: the state was saved by {old}, here it is {new}. Go on with the same.")
 
 
 def _check_same(what: str, saved: dict[str, Tensor], current: dict[str, Tensor]) -> None:

@@ -10,16 +10,18 @@ from typing import Any, NoReturn
 
 import pandas as pd
 import pyro
+from torch import nn
 
 from banel_pyro.batches import Rows
+from banel_pyro.checks import integer, seed_number
 from banel_pyro.evaluate import mean_estimate, trace_draws
+from banel_pyro.modules import reachable_modules
 from banel_pyro.pair import Pair
 from banel_pyro.run import FitResult
 from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Estimate
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.interrupt import INTERRUPTED
-from banel_pyro.training.options import integer
 from banel_pyro.training.stopping import CollapseError
 
 __all__ = ["Restarts", "restarts"]
@@ -71,7 +73,8 @@ def restarts(
         The runs. :attr:`Restarts.best` draws from its own parameters; the current param store is left alone.
 
     Raises:
-        ValueError: if there are no seeds, or one twice; or if every run broke down.
+        ValueError: if there are no seeds, or one twice; if ``make`` returns modules that it has returned before; or
+            if every run broke down.
         KeyboardInterrupt: on Ctrl-C before the first run has ended; later, what there is is returned.
 
     Example:
@@ -83,17 +86,20 @@ def restarts(
         >>> list(found.table.index)
         [0, 1]
     """
-    wanted = _checked_seeds(seeds)
+    wanted, num_samples = _checked_seeds(seeds), integer("num_samples", num_samples, 2)
     with pyro.get_param_store().scope(), fork_rng(wanted[0]):
         split = make().split()
     found: dict[int, FitResult] = {}
     rows: dict[int, dict[str, Any]] = {}
+    seen: list[nn.Module] = []
     for seed in wanted:
         folder = None if out is None else Path(out) / f"seed={seed}"
         store: Any = {"params": {}, "constraints": {}}
         with pyro.get_param_store().scope(store), fork_rng(seed):
+            pair = make()
+            _refuse_shared(pair, seen)
             try:
-                result = replace(make(), data=lambda: split).fit(seed=seed, out=folder, **options)
+                result = replace(pair, data=lambda: split).fit(seed=seed, out=folder, **options)
             except (NonFiniteError, CollapseError) as error:
                 rows[seed] = {"stopped": f"{type(error).__name__}: {error}"}
                 continue
@@ -108,6 +114,18 @@ def restarts(
     return Restarts(found, pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns))
 
 
+def _refuse_shared(pair: Pair, seen: list[nn.Module]) -> None:
+    """Refuse a pair that has a module of an earlier run: it would go on from there, and change that run's result."""
+    modules = reachable_modules(pair.model, pair.guide)
+    shared = sorted({type(module).__name__ for module in modules if any(module is other for other in seen)})
+    if shared:
+        raise ValueError(
+            f"make() returned a pair with the same {shared} as before: expected a fresh pair at every call. Make "
+            "networks and autoguides inside the function."
+        )
+    seen += modules
+
+
 def _nothing_found(rows: Mapping[int, Mapping[str, Any]]) -> NoReturn:
     if any(row["stopped"] == INTERRUPTED for row in rows.values()):
         raise KeyboardInterrupt
@@ -119,7 +137,7 @@ def _checked_seeds(seeds: Any) -> list[int]:
     wanted = list(range(integer("seeds", seeds))) if not isinstance(seeds, Sequence) else list(seeds)
     if not wanted or len(set(wanted)) < len(wanted):
         raise ValueError(f"seeds={seeds!r}: expected different seeds, or how many. Write seeds=5, for instance.")
-    return [integer("seeds", seed, 0, 2**32 - 1) for seed in wanted]
+    return [seed_number(seed) for seed in wanted]
 
 
 def _judged(result: FitResult, num_samples: int) -> dict[str, Any]:
