@@ -193,7 +193,7 @@ def _mnist_labels(part: str) -> NDArray[np.uint8]:
     labels = read_idx(path, shape=(MNIST_SIZES[part],))
     if labels.max() > 9:
         raise ValueError(
-            f"{str(path)!r} has labels up to {labels.max()}: expected digits 0 to 9. Fetch the file again."
+            f"{str(path)!r} has labels up to {labels.max()}: expected 0 to 9. Fetch the file again."
         )
     return labels
 
