@@ -7,6 +7,7 @@ from importlib.metadata import version as _version
 
 from banel_pyro.batches import Split
 from banel_pyro.diagnostics.spread import spread
+from banel_pyro.entropy import guide_entropy
 from banel_pyro.inference_data import to_arviz
 from banel_pyro.objectives import BaNEL_ELBO
 from banel_pyro.pair import Pair
@@ -45,6 +46,7 @@ __all__ = [
     "TensorBoard",
     "Warmup",
     "fit",
+    "guide_entropy",
     "restarts",
     "spread",
     "to_arviz",

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Estimate", "LossTerms", "Summand", "Weight"]
+__all__ = ["Estimate", "LossTerms", "Summand", "VectorEstimate", "Weight"]
 
 Weight: TypeAlias = float | Tensor | Mapping[str, float]
 """A λ: one number for every latent site, or a mapping from site name to number (sites left out: 0)."""
@@ -84,6 +86,14 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ± {self.stderr:.3f}"
+
+
+@dataclass(frozen=True)
+class VectorEstimate:
+    """Monte-Carlo numbers over the rows in a plate, each with its standard error, in nats unless said otherwise."""
+
+    value: NDArray[np.floating[Any]]
+    stderr: NDArray[np.floating[Any]]
 
 
 @dataclass(slots=True)

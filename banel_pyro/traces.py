@@ -5,6 +5,7 @@ Nothing else in the package reads the structure of a trace.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -23,7 +24,9 @@ __all__ = [
     "base_distribution",
     "check_sites",
     "guide_densities",
+    "is_unconstrained",
     "on_plate",
+    "plate_scale",
     "sample_sites",
     "unscaled_log_prob",
 ]
@@ -136,7 +139,7 @@ def guide_densities(model_trace: Any, guide_trace: Any) -> dict[str, GuideDensit
             key,
             site,
             tuple(sites[part] for part in parts),
-            all(_is_unconstrained(model_trace.nodes[part]["fn"].support) for part in parts),
+            all(is_unconstrained(model_trace.nodes[part]["fn"].support) for part in parts),
         )
     return densities
 
@@ -187,7 +190,8 @@ def _refuse_subsampled_joint(auxiliary: Site, deltas: Iterable[Site]) -> None:
                 )
 
 
-def _is_unconstrained(support: constraints.Constraint) -> bool:
+def is_unconstrained(support: constraints.Constraint) -> bool:
+    """Whether a site of this support is its own unconstrained coordinate."""
     transform = biject_to(support) if not support.is_discrete else None
     while isinstance(transform, IndependentTransform):
         transform = transform.base_transform
@@ -217,6 +221,11 @@ def on_plate(value: Tensor, stack: Stack, plate: str | None, *, scaled: bool = T
     others = [d for d in range(-value.dim(), 0) if d != frame.dim]
     rows = (value.sum(others) if others else value).expand(frame.size)
     return rows * (frame.size / (frame.full_size or frame.size)) if scaled else rows
+
+
+def plate_scale(stack: Stack) -> float:
+    """N/B over the subsampled plates that a site lies in: its scale without what the user adds to it."""
+    return float(math.prod(frame.full_size / frame.size for frame in stack if frame.full_size is not None))
 
 
 def unscaled_log_prob(site: Site) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from banel_pyro import entropy as entropy_module
+from banel_pyro.entropy import shannon as entropy_module
 from banel_pyro.objectives import banel, base
 from banel_pyro.objectives.bound import Costs
 from banel_pyro.terms import Summand
