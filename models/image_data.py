@@ -192,9 +192,7 @@ def _mnist_labels(part: str) -> NDArray[np.uint8]:
     path = data_folder("mnist") / f"{part}-labels-idx1-ubyte"
     labels = read_idx(path, shape=(MNIST_SIZES[part],))
     if labels.max() > 9:
-        raise ValueError(
-            f"{str(path)!r} has labels up to {labels.max()}: expected 0 to 9. Fetch the file again."
-        )
+        raise ValueError(f"{str(path)!r} has labels up to {labels.max()}: expected 0 to 9. Fetch the file again.")
     return labels
 
 
