@@ -184,6 +184,7 @@ def given_by_probs(fn: Any) -> bool:
 
 
 def categorical(fn: Any, alpha: float) -> Tensor:
+    """The sum over categories, from exact probabilities where the distribution was given them."""
     fn = getattr(fn, "_categorical", fn)  # OneHotCategorical is a Categorical with another event
     return sum_over(safe_log(fn.probs) if given_by_probs(fn) else fn.logits, alpha, dim=-1)
 
@@ -199,10 +200,12 @@ def log_pair(fn: Any, *, wide: bool) -> tuple[Tensor, Tensor]:
 
 
 def bernoulli(fn: Any, alpha: float) -> Tensor:
+    """The sum over both values."""
     return sum_over(torch.stack(log_pair(fn, wide=False)), alpha, dim=0)
 
 
 def geometric(fn: Any, alpha: float) -> Tensor:
+    r"""The geometric series: :math:`H_\alpha = [\alpha \log p - \log(1 - (1-p)^\alpha)] / (1 - \alpha)`."""
     d = alpha - 1
     log_p, log_q = log_pair(fn, wide=True)
     drop = expm1_slope(log_q.clamp(min=math.log(torch.finfo(log_q.dtype).tiny)), d)
