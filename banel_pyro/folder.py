@@ -86,7 +86,8 @@ class RunFolder:
     def is_finished(self, config: dict[str, Any]) -> bool:
         """Whether the posterior and report that a run ends with are there, as ``config`` asks for them."""
         asked = self.read_config().get("posterior_samples") == config["posterior_samples"]
-        return asked and all((self.path / name).exists() for name in ("posterior.nc", "report.html"))
+        files = ("posterior.nc", "report.html") if config["posterior_samples"] else ()
+        return asked and all((self.path / name).exists() for name in files)
 
     def read_config(self) -> dict[str, Any]:
         """The configuration.

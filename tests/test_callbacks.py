@@ -211,6 +211,16 @@ def test_a_stopped_run_is_over_until_more_steps_are_asked_for(tmp_path: Path, ca
     assert same(numbers(longer), expected)
 
 
+def test_a_run_that_keeps_no_draws_is_over_as_well_when_it_is_stopped(tmp_path: Path) -> None:
+    with pyro.get_param_store().scope():
+        run(callbacks=[at_five], out=tmp_path / "run")
+    steps: list[int] = []
+    with pyro.get_param_store().scope():
+        again = run(out=tmp_path / "run", resume=True, callbacks=[lambda event: steps.append(event.step)])
+    assert again.stopped == "at five"
+    assert not steps
+
+
 # Numbers for the history
 
 
