@@ -9,7 +9,7 @@ from banel_pyro.batches import Split
 from banel_pyro.diagnostics.spread import spread
 from banel_pyro.entropy import guide_entropy
 from banel_pyro.inference_data import to_arviz
-from banel_pyro.objectives import BaNEL_ELBO
+from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceEnum_ELBO, BaNEL_TraceGraph_ELBO
 from banel_pyro.pair import Pair
 from banel_pyro.run import FitResult
 from banel_pyro.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Piecewise, Warmup
@@ -24,6 +24,8 @@ __version__ = _version("banel_pyro")
 
 __all__ = [
     "BaNEL_ELBO",
+    "BaNEL_TraceEnum_ELBO",
+    "BaNEL_TraceGraph_ELBO",
     "CSVLogger",
     "CollapseDetector",
     "CollapseError",

@@ -26,14 +26,17 @@ class LossTerms:
         \text{penalty} = \sum_s \lambda_s H_s(q)
 
     The fields are totals, scaled over subsampled plates as in Pyro, or vectors over the data plate
-    (one entry per datum, unscaled). A ``loss`` is minimised, an ``elbo`` maximised.
+    (one entry per datum, unscaled). A ``loss`` is minimised, an ``elbo`` maximised. Where latent sites of the model
+    are summed out, likelihood and KL cannot be told apart: both are NaN, and the ELBO is given whole.
 
     Args:
         log_likelihood: :math:`E_q[\log p(x|z)]`, ``pyro.factor`` statements of the model included.
         kl: :math:`E_q[\log q(z) - \log p(z)]`.
-        entropy: :math:`H(q)`; ``-inf`` where the guide is a point mass.
+        entropy: Shannon's entropy :math:`H(q)`, whatever the order of the penalty; ``-inf`` where the guide is a point
+            mass.
         lam: the λ that was in force (a number, or a mapping from site name to number).
-        penalty: :math:`\sum_s \lambda_s H_s(q)`.
+        penalty: :math:`\sum_s \lambda_s H_s(q)`, with Rényi's entropy where the objective has an order α.
+        whole: the ELBO where ``log_likelihood`` and ``kl`` are NaN, else None.
 
     Example:
         >>> terms = LossTerms(log_likelihood=-3.0, kl=1.0, entropy=2.0, lam=0.5, penalty=1.0)
@@ -46,11 +49,12 @@ class LossTerms:
     entropy: Tensor | float
     lam: Weight
     penalty: Tensor | float
+    whole: Tensor | float | None = None
 
     @property
     def elbo(self) -> Tensor | float:
         """The untempered evidence lower bound, in nats: what runs are judged by."""
-        return self.log_likelihood - self.kl
+        return self.log_likelihood - self.kl if self.whole is None else self.whole
 
     @property
     def loss(self) -> Tensor | float:
@@ -65,11 +69,13 @@ class LossTerms:
             self.entropy + other.entropy,
             self.lam,
             self.penalty + other.penalty,
+            None if self.whole is None or other.whole is None else self.whole + other.whole,
         )
 
     def map(self, fn: Callable[[Tensor | float], Tensor | float]) -> LossTerms:
         """The same record with ``fn`` applied to every term (λ is left as it is)."""
-        return LossTerms(fn(self.log_likelihood), fn(self.kl), fn(self.entropy), self.lam, fn(self.penalty))
+        whole = None if self.whole is None else fn(self.whole)
+        return LossTerms(fn(self.log_likelihood), fn(self.kl), fn(self.entropy), self.lam, fn(self.penalty), whole)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,9 @@ class Summand:
         weight: the number that multiplies value, surrogate and total; not yet multiplied in, which saves
             an operation on every step.
         total: the sum of ``value`` where it is known already, as Pyro knows it for the sites of a trace.
+        paid_for: whether it enters the costs of score-function sites. A term that depends on no draw, or brings a
+            score term of its own, does not.
+        symbols: Pyro's names of the batch axes, where sites are enumerated.
     """
 
     value: Tensor
@@ -118,6 +127,8 @@ class Summand:
     owner: str | None = None
     weight: float | Tensor = 1.0
     total: Tensor | None = None
+    paid_for: bool = True
+    symbols: Mapping[int, str] | None = None
 
     @property
     def weighted_value(self) -> Tensor:
@@ -126,4 +137,7 @@ class Summand:
 
     def weighted(self, weight: float | Tensor) -> Summand:
         """The same summand times a number."""
-        return Summand(self.value, self.surrogate, self.stack, self.owner, self.weight * weight, self.total)
+        weight = self.weight * weight
+        return Summand(
+            self.value, self.surrogate, self.stack, self.owner, weight, self.total, self.paid_for, self.symbols
+        )

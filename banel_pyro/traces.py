@@ -27,6 +27,7 @@ __all__ = [
     "is_unconstrained",
     "on_plate",
     "plate_scale",
+    "refuse_enumerated",
     "sample_sites",
     "unscaled_log_prob",
 ]
@@ -91,19 +92,36 @@ def check_sites(model_trace: Any, guide_trace: Any) -> None:
     Raises:
         ValueError: naming the sites that one of them lacks.
     """
-    latent = {name for name, site in sample_sites(model_trace) if not site["is_observed"]}
+    latents = {name: site for name, site in sample_sites(model_trace) if not site["is_observed"]}
     drawn = {name: bool(site["infer"].get("is_auxiliary")) for name, site in sample_sites(guide_trace)}
-    missing = sorted(latent - drawn.keys())
+    summed_out = {name for name, site in latents.items() if "_enumerate_dim" in site["infer"]}
+    missing = sorted(latents.keys() - drawn.keys() - summed_out)
     if missing:
         raise ValueError(
             f"the model's latent sites {missing} are missing from the guide, which draws {sorted(drawn)}. "
-            "Add them to the guide, or observe them in the model."
+            "Add them to the guide, or observe them in the model. Discrete ones can be summed out: mark them with "
+            "infer={'enumerate': 'parallel'} and use BaNEL_TraceEnum_ELBO."
         )
-    extra = sorted(name for name, auxiliary in drawn.items() if name not in latent and not auxiliary)
+    extra = sorted(name for name, auxiliary in drawn.items() if name not in latents and not auxiliary)
     if extra:
         raise ValueError(
-            f"the guide's sites {extra} are no latent sites of the model, which has {sorted(latent)}. Rename them, "
+            f"the guide's sites {extra} are no latent sites of the model, which has {sorted(latents)}. Rename them, "
             "or mark them as auxiliary: pyro.sample(..., infer={'is_auxiliary': True})."
+        )
+
+
+def refuse_enumerated(guide_trace: Any) -> None:
+    """Refuse a guide with sites that are to be enumerated.
+
+    Raises:
+        ValueError: naming the sites.
+    """
+    names = [name for name, site in sample_sites(guide_trace) if site["infer"].get("enumerate")]
+    if names:
+        raise ValueError(
+            f"the guide's sites {names} are configured for enumeration, which this form of the ELBO would sample "
+            "instead. Use BaNEL_TraceEnum_ELBO, which sums over their values, or take infer={'enumerate': ...} and "
+            "config_enumerate off the guide."
         )
 
 

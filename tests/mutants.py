@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from banel_pyro.entropy import shannon as entropy_module
-from banel_pyro.objectives import banel, base
-from banel_pyro.objectives.bound import Costs
+from banel_pyro.objectives import banel
+from banel_pyro.objectives import trace as trace_form
+from banel_pyro.objectives.trace import Costs
 from banel_pyro.terms import Summand
 from tests import laws
 from tests.cases import CASES, Case
@@ -46,16 +47,18 @@ def mask_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def entropy_detached(patch: pytest.MonkeyPatch) -> None:
     """The penalty has a value and no gradient of its own."""
-    original = banel.BaNEL_ELBO.penalty
+    original = banel.EntropyWeighted.penalty
     patch.setattr(
-        banel.BaNEL_ELBO, "penalty", lambda self, bound: [replace(s, surrogate=0.0) for s in original(self, bound)]
+        banel.EntropyWeighted, "penalty", lambda self, bound: [replace(s, surrogate=0.0) for s in original(self, bound)]
     )
 
 
 def sign_flipped(patch: pytest.MonkeyPatch) -> None:
     """Entropy is rewarded where it should be penalised."""
-    original = banel.BaNEL_ELBO.penalty
-    patch.setattr(banel.BaNEL_ELBO, "penalty", lambda self, bound: [s.weighted(-1.0) for s in original(self, bound)])
+    original = banel.EntropyWeighted.penalty
+    patch.setattr(
+        banel.EntropyWeighted, "penalty", lambda self, bound: [s.weighted(-1.0) for s in original(self, bound)]
+    )
 
 
 def child_entropy_missing(patch: pytest.MonkeyPatch) -> None:
@@ -64,7 +67,7 @@ def child_entropy_missing(patch: pytest.MonkeyPatch) -> None:
     def costs(summands: list[Summand]) -> Costs:
         return Costs([s for s in summands if s.owner is None])
 
-    patch.setattr(base, "Costs", costs)
+    patch.setattr(trace_form, "Costs", costs)
 
 
 def own_entropy_counted_twice(patch: pytest.MonkeyPatch) -> None:

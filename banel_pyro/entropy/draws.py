@@ -8,13 +8,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.infer.inspect import TrackProvenance
-from pyro.ops.provenance import get_provenance
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
+from banel_pyro.entropy.enumerated import enumerated_trace, to_enumerate
+from banel_pyro.entropy.joint import site_parents
 from banel_pyro.seeding import kept_rng
 from banel_pyro.traces import (
     GuideDensity,
@@ -50,7 +50,11 @@ class GuideDraws:
         first = self._trace()
         self._reference = _reference(guide, first, args, kwargs)
         self.first: Densities = guide_densities(self._reference, first)
-        self.parents: Mapping[str, set[str]] = self._parents()
+        self.parents: Mapping[str, set[str]] = site_parents(guide, args, kwargs, self.first)
+        sites = [site for _, site in sample_sites(first)]
+        self.enumerates: set[str] = {str(site["name"]) for site in sites if to_enumerate(site)}
+        frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
+        self._nesting = max((-frame.dim for frame in frames), default=0)
 
     def draws(self, count: int) -> Iterator[Densities]:
         """The densities of the guide at so many draws."""
@@ -58,8 +62,17 @@ class GuideDraws:
         for _ in range(count - 1):
             yield guide_densities(self._reference, self._trace())
 
+    def enumerated(self, count: int) -> Iterator[tuple[Densities, Any]]:
+        """The same with all values of the sites that are marked for it, and the trace they are packed in."""
+        for _ in range(count):
+            trace = self._scored(enumerated_trace(self.guide, self._args, self._kwargs, self._nesting))
+            trace.pack_tensors()
+            yield guide_densities(self._reference, trace), trace
+
     def _trace(self) -> Any:
-        trace = prune_subsample_sites(poutine.trace(self.guide).get_trace(*self._args, **self._kwargs))
+        return self._scored(prune_subsample_sites(poutine.trace(self.guide).get_trace(*self._args, **self._kwargs)))
+
+    def _scored(self, trace: Any) -> Any:
         for name, site in list(sample_sites(trace)):
             if site["is_observed"] and not site["infer"].get("is_auxiliary"):
                 trace.remove_node(name)  # a messenger guide also runs the model's observations
@@ -67,18 +80,6 @@ class GuideDraws:
                 site["scale"] = plate_scale(site["cond_indep_stack"])
         trace.compute_score_parts()
         return trace
-
-    def _parents(self) -> dict[str, set[str]]:
-        """The densities that each density depends on, as Pyro's record of where numbers come from has it."""
-        with kept_rng(), TrackProvenance():
-            trace = poutine.trace(self.guide).get_trace(*self._args, **self._kwargs)
-            trace.compute_log_prob()
-        owner = {str(site["name"]): name for name, density in self.first.items() for site in density.sites}
-        found: dict[str, set[str]] = {}
-        for name, density in self.first.items():
-            sources = (get_provenance(trace.nodes[site["name"]]["log_prob"]) for site in density.sites)
-            found[name] = {owner[site] for source in sources for site in source if site in owner} - {name}
-        return found
 
     def in_space(self, density: GuideDensity) -> tuple[GuideDensity, Jacobians]:
         r"""What to take for a density in the space asked for, and what to add to its log q at each site.

@@ -46,7 +46,7 @@ import torch
 import torch.distributions as td
 from torch import Tensor
 
-__all__ = ["FAMILIES", "FINITE", "expm1_slope", "log1p_slope"]
+__all__ = ["DIVERGING", "FAMILIES", "FINITE", "expm1_slope", "log1p_slope"]
 
 NEAR_ONE = 0.1
 """Within this distance of α = 1 no difference of two nearly equal numbers is taken."""
@@ -259,6 +259,9 @@ def binomial(fn: Any, alpha: float) -> Tensor:
 
 FINITE = (td.Bernoulli, td.Binomial, td.Categorical, td.OneHotCategorical)
 """Families of finite support, for which α = 0 and α = ∞ have a meaning."""
+
+DIVERGING = (td.Gamma, td.InverseGamma, td.Beta, td.Dirichlet, td.StudentT, td.Cauchy, td.HalfCauchy)
+"""Families whose Rényi entropy is infinite at some orders for some parameters."""
 
 FAMILIES: dict[type, Callable[[Any, float], Tensor]] = {
     td.Normal: power(2),

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from banel_pyro.checks import integer
 from banel_pyro.entropy.draws import Densities, GuideDraws, Space
-from banel_pyro.entropy.renyi import check_order, renyi_entropy, renyi_from_log_q
+from banel_pyro.entropy.enumerated import enumerated_renyi, marginal
+from banel_pyro.entropy.joint import closed_renyi, common_plates, components, is_the_site_alone, sum_to
+from banel_pyro.entropy.renyi import check_order, renyi_from_log_q
 from banel_pyro.entropy.shannon import density_entropy
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.seeding import fork_rng
@@ -118,13 +119,15 @@ def _shannon(draws: GuideDraws, asked: _Asked, *, apart: bool) -> dict[str, Any]
     """Entropy of each density, or their sum: draw by draw, since they share draws."""
     values: dict[str, list[Any]] = {name: [] for name in draws.first}
     exact = False
-    for densities in draws.draws(asked.count):
-        labels = []
+    for densities, trace in draws.enumerated(asked.count) if draws.enumerates else _plain(draws, asked.count):
+        labels = {}
         for name, density in densities.items():
-            label, summands = _shannon_summands(draws, density, asked.estimator)
-            labels.append(label)
+            labels[name], summands = _shannon_summands(draws, density, asked.estimator)
+            if trace is not None:
+                summands = [replace(s, value=marginal(s, trace)) for s in summands]
             values[name].append(_value(density, summands, asked.plate))
-        exact = set(labels) <= {"closed_form", "point_mass"} and not any(draws.parents.values())
+        sampled = {name for name, label in labels.items() if label not in ("closed_form", "point_mass")}
+        exact = sampled.union(*draws.parents.values()) <= draws.enumerates
         if exact:
             break
     if not apart:
@@ -133,20 +136,20 @@ def _shannon(draws: GuideDraws, asked: _Asked, *, apart: bool) -> dict[str, Any]
     return {name: _mean(found, exact=exact) for name, found in values.items() if found[0] is not None}
 
 
+def _plain(draws: GuideDraws, count: int) -> Iterator[tuple[Densities, None]]:
+    return ((densities, None) for densities in draws.draws(count))
+
+
 def _shannon_summands(draws: GuideDraws, density: GuideDensity, estimator: Estimator) -> tuple[str, list[Summand]]:
     density, jacobians = draws.in_space(density)
     if jacobians and estimator == "closed_form":
         raise ValueError(_no_closed_form(density, "the Jacobian of its change of variables has none"))
     label, summands = density_entropy(density, estimator)
     for site, jacobian in jacobians:
-        summands = [*summands, Summand(site["scale"] * jacobian, 0.0, site["cond_indep_stack"], weight=-1.0)]
-    alone = not jacobians and _is_the_site_alone(density)
+        stack, symbols = site["cond_indep_stack"], site["infer"].get("_dim_to_symbol")
+        summands = [*summands, Summand(site["scale"] * jacobian, 0.0, stack, weight=-1.0, symbols=symbols)]
+    alone = not jacobians and is_the_site_alone(density)
     return label if alone else "monte_carlo", summands
-
-
-def _is_the_site_alone(density: GuideDensity) -> bool:
-    """Whether the change of variables adds nothing. A linear one does, though all its sites are real numbers."""
-    return all(not bool(unscaled_log_prob(delta).any()) for delta in density.deltas)
 
 
 def _value(density: GuideDensity, summands: Sequence[Summand], plate: str | None) -> Any:
@@ -176,21 +179,21 @@ def _renyi(draws: GuideDraws, asked: _Asked, *, apart: bool) -> dict[str, Any]:
     """Entropy of each group of densities that depend on each other: of each density where none do."""
     found: dict[str, Any] = {}
     sampled: list[_Group] = []
-    for names in _components(draws.parents):
+    for names in components(draws.parents):
         first = draws.first[names[0]]
         if apart and len(names) > 1:
             raise ValueError(
                 f"alpha={asked.alpha:g} with per_site: {list(names)} depend on each other, and Rényi entropies of "
                 "dependent sites do not add. Leave per_site out, or use alpha=1.0."
             )
-        closed = _closed(draws, first, asked) if len(names) == 1 else None
+        closed = _closed(draws, first, asked) if len(names) == 1 else _summed(draws, names, asked)
         if closed is not None:
             found[names[0]] = _mean([_value(first, [closed], asked.plate)], exact=True)
             continue
         if asked.estimator == "closed_form":
             reason = "it depends on other sites" if len(names) > 1 else f"no formula is known for alpha={asked.alpha:g}"
             raise ValueError(_no_closed_form(first, reason))
-        sampled.append(_Group(names, _common_plates(draws.first, names, asked.alpha)))
+        sampled.append(_Group(names, common_plates([draws.first[name] for name in names], asked.alpha)))
     if sampled:
         log_q = [[_joint_log_q(draws, one, group) for group in sampled] for one in draws.draws(asked.count)]
         for group, column in zip(sampled, zip(*log_q, strict=True), strict=True):
@@ -200,17 +203,18 @@ def _renyi(draws: GuideDraws, asked: _Asked, *, apart: bool) -> dict[str, Any]:
 
 def _closed(draws: GuideDraws, density: GuideDensity, asked: _Asked) -> Summand | None:
     """Closed form of a density that depends on no other."""
-    site = density.site
     if density.is_point:
         return Summand(torch.as_tensor(-math.inf), 0.0)
     density, jacobians = draws.in_space(density)
-    if asked.estimator == "monte_carlo" or jacobians or not _is_the_site_alone(density):
+    return None if asked.estimator == "monte_carlo" or jacobians else closed_renyi(density, asked.alpha)
+
+
+def _summed(draws: GuideDraws, names: Sequence[str], asked: _Asked) -> Summand | None:
+    """The sum over all values of densities that depend on each other, if all of them are marked for enumeration."""
+    if asked.estimator == "monte_carlo" or not draws.enumerates.issuperset(names):
         return None
-    entropy = renyi_entropy(site["fn"], asked.alpha)
-    if entropy is None:
-        return None
-    scaled = scale_and_mask(entropy.expand(site["log_prob"].shape), site["scale"], site["mask"])
-    return Summand(scaled, 0.0, site["cond_indep_stack"])
+    densities, trace = next(draws.enumerated(1))
+    return enumerated_renyi([densities[name] for name in names], asked.alpha, trace)
 
 
 def _joint_log_q(draws: GuideDraws, densities: Densities, group: _Group) -> Tensor:
@@ -219,7 +223,7 @@ def _joint_log_q(draws: GuideDraws, densities: Densities, group: _Group) -> Tens
     for name in group.names:
         density, jacobians = draws.in_space(densities[name])
         parts = [unscaled_log_prob(site) for site in density.sites] + [jacobian for _, jacobian in jacobians]
-        total = total + sum(_sum_to(part, group.plates) for part in parts)
+        total = total + sum(sum_to(part, group.plates) for part in parts)
     return torch.as_tensor(total)
 
 
@@ -243,39 +247,6 @@ def _estimated(group: _Group, log_q: Tensor, asked: _Asked) -> Any:
         return None
     factor = next(frame.size / (frame.full_size or frame.size) for frame in group.plates if frame.name == asked.plate)
     return VectorEstimate(rows.cpu().numpy(), factor * variances.sqrt().cpu().numpy())
-
-
-def _components(parents: Mapping[str, set[str]]) -> list[tuple[str, ...]]:
-    """The densities in groups, such that no density depends on one of another group."""
-    groups: list[set[str]] = []
-    for name, above in parents.items():
-        touched = [group for group in groups if group & ({name} | above)]
-        groups = [group for group in groups if group not in touched]
-        groups.append({name}.union(above, *touched))
-    return [tuple(name for name in parents if name in group) for group in groups]
-
-
-def _common_plates(densities: Densities, names: Sequence[str], alpha: float) -> Stack:
-    """The plates that all sites of a group share."""
-    sites = [site for name in names for site in densities[name].sites]
-    stacks = [{frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
-    shared = set.intersection(*(set(stack) for stack in stacks))
-    for stack in stacks:
-        for name, frame in stack.items():
-            if name not in shared and frame.full_size not in (None, frame.size):
-                raise ValueError(
-                    f"alpha={alpha:g}: {list(names)} depend on each other across the subsampled plate '{name}' "
-                    f"({frame.size} of {frame.full_size} rows), and the joint density of all rows cannot be had from "
-                    "some of them. Pass all rows, make the sites independent, or use alpha=1.0."
-                )
-    return tuple(frame for name, frame in stacks[0].items() if name in shared)
-
-
-def _sum_to(value: Tensor, plates: Stack) -> Tensor:
-    """Sum out every batch axis but those of some plates; axes keep their places."""
-    kept = {frame.dim for frame in plates}
-    others = [d for d in range(-value.dim(), 0) if d not in kept]
-    return value.sum(others, keepdim=True) if others else value
 
 
 # ---- how -----------------------------------------------------------------------------------------

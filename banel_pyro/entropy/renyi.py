@@ -21,7 +21,7 @@ from torch import Tensor
 
 from banel_pyro.entropy.families import FAMILIES, FINITE, expm1_slope, log1p_slope
 
-__all__ = ["RenyiDiagnostic", "renyi_entropy", "renyi_from_log_q"]
+__all__ = ["RenyiDiagnostic", "renyi_entropy", "renyi_from_log_q", "weight_excess"]
 
 MIN_DRAWS = 25
 """Fewest draws to which the tail of a Pareto distribution is fitted."""
@@ -226,6 +226,17 @@ def renyi_from_log_q(log_q: Tensor, alpha: float, dim: int = 0) -> tuple[Tensor,
     moved = log1p_slope(-excess / rest, d).neg()
     value = plain - rest * moved.mean(0)
     return value, _diagnostic(d * log_q.detach(), moved.detach())
+
+
+def weight_excess(log_weights: Tensor, alpha: float) -> Tensor:
+    r""":math:`(K w_k - 1)/(\alpha - 1)` of normalised weights :math:`w_k \propto q(z_k)^{\alpha-1}`, smooth at α = 1.
+
+    Args:
+        log_weights: :math:`(\alpha - 1) \log q(z_k)`, draws first, as in a :class:`RenyiDiagnostic`.
+        alpha: the order α, not 1.
+    """
+    d = alpha - 1
+    return expm1_slope((log_weights - (log_weights.logsumexp(0) - math.log(len(log_weights)))) / d, d)
 
 
 def _diagnostic(log_weights: Tensor, moved: Tensor) -> RenyiDiagnostic:

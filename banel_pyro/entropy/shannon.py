@@ -89,7 +89,8 @@ def density_entropy(density: GuideDensity, mode: str = "auto") -> tuple[EntropyE
     if closed.shape != site["log_prob"].shape:
         closed = closed.expand(site["log_prob"].shape)
     closed = scale_and_mask(closed, site["scale"], site["mask"])
-    summands = [Summand(closed, closed, site["cond_indep_stack"], density.name, total=closed.sum())]
+    stack, symbols = site["cond_indep_stack"], site["infer"].get("_dim_to_symbol")
+    summands = [Summand(closed, closed, stack, density.name, total=closed.sum(), symbols=symbols)]
     summands += [_minus_log_q(delta) for delta in density.deltas]
     return "closed_form" if density.unconstrained else "closed_form+jacobian", summands
 
@@ -98,7 +99,10 @@ def _minus_log_q(site: Site) -> Summand:
     log_prob, _, entropy_term = site["score_parts"]
     # Pyro's entropy_term is log q for a reparameterised site and the number 0 for a score-function one
     surrogate = 0.0 if is_identically_zero(entropy_term) else entropy_term
-    return Summand(log_prob, surrogate, site["cond_indep_stack"], weight=-1.0, total=site["log_prob_sum"])
+    symbols = site["infer"].get("_dim_to_symbol")
+    return Summand(
+        log_prob, surrogate, site["cond_indep_stack"], weight=-1.0, total=site["log_prob_sum"], symbols=symbols
+    )
 
 
 def _refuse_closed_form(density: GuideDensity, *, has_base: bool) -> None:

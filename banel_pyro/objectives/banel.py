@@ -1,4 +1,4 @@
-"""The entropy-weighted ELBO."""
+"""The entropy-weighted ELBO, in the three forms of Pyro's."""
 
 from __future__ import annotations
 
@@ -9,44 +9,48 @@ from typing import Any
 
 from torch import Tensor
 
+from banel_pyro.entropy.joint import components
+from banel_pyro.entropy.renyi import check_order
 from banel_pyro.objectives.base import Objective
 from banel_pyro.objectives.bound import Bound
+from banel_pyro.objectives.enum import EnumObjective
+from banel_pyro.objectives.graph import GraphObjective
+from banel_pyro.objectives.trace import TraceObjective
 from banel_pyro.terms import Summand, Weight
 from banel_pyro.traces import GuideDensity
 
-__all__ = ["BaNEL_ELBO"]
+__all__ = ["BaNEL_ELBO", "BaNEL_TraceEnum_ELBO", "BaNEL_TraceGraph_ELBO", "EntropyWeighted"]
 
 
-class BaNEL_ELBO(Objective):
-    r"""The evidence lower bound with a λ-weighted guide entropy.
+class EntropyWeighted(Objective):
+    r"""A λ-weighted guide entropy on top of a bound: what the three forms share.
 
     .. math::
         \text{loss}(\lambda) = -E_q[\log p(x, z) - \log q(z)] + \sum_s \lambda_s H_s(q), \qquad
         H_s(q) = -E_q[\log q(z_s \mid \text{parents})]
 
-    ``lam > 0`` penalises entropy and narrows q, ``lam < 0`` rewards it, ``lam = 0`` is Pyro's
-    ``Trace_ELBO``. With T = 1 - λ > 0 the optimum is :math:`q(z) \propto p(x, z)^{1/T}`, where that can be
-    normalised. For λ ≥ 1 a continuous site has no optimum: the loss falls without bound as q narrows.
+    With an order α ≠ 1 the entropies are Rényi's, :math:`H_\alpha(q) = (1-\alpha)^{-1} \log \int q^\alpha`. These add
+    over independent sites only; of sites that depend on each other the joint one counts, and they must have one λ.
 
     Args:
         lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
             changed between steps.
+        alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
         allow_unbounded: accept λ ≥ 1 on continuous sites, for guides whose scales are bounded below.
         **options: as for :class:`~banel_pyro.objectives.base.Objective`.
 
     Raises:
-        ValueError: at the first call, for unknown site names, λ ≥ 1 on a continuous site, a point
-            mass under a penalty, or a joint autoguide with local latents in a subsampled plate.
-
-    Example:
-        >>> BaNEL_ELBO(lam=0.2, num_particles=4).lam
-        0.2
+        TypeError: if λ or α is no number.
+        ValueError: at the first call, for unknown site names, λ ≥ 1 on a continuous site, a point mass under a
+            penalty, or a joint autoguide with local latents in a subsampled plate; for α ≠ 1 also where H is
+            infinite, where sites that depend on each other differ in λ or lie across a subsampled plate, and where
+            it takes vectorised particles and there are fewer than two.
     """
 
-    def __init__(self, lam: Weight = 0.0, *, allow_unbounded: bool = False, **options: Any) -> None:
+    def __init__(self, lam: Weight = 0.0, *, alpha: float = 1.0, allow_unbounded: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.allow_unbounded = allow_unbounded
-        self.lam = lam
+        self.lam, self.alpha = lam, check_order(alpha)
 
     @property
     def lam(self) -> Weight:
@@ -67,7 +71,10 @@ class BaNEL_ELBO(Objective):
         weights = self._weights(bound)
         if not weights:
             return []
-        return [s.weighted(lam) for name, lam in weights.items() for s in bound.entropy[name]]
+        if self.alpha == 1:
+            return [s.weighted(lam) for name, lam in weights.items() for s in bound.entropy[name]]
+        groups = _penalised_groups(weights, bound.parents, self.alpha)
+        return [bound.renyi(names, self.alpha).weighted(weights[names[0]]) for names in groups]
 
     def _weights(self, bound: Bound) -> dict[str, float | Tensor]:
         names = bound.densities
@@ -81,6 +88,90 @@ class BaNEL_ELBO(Objective):
         for name, lam in weights.items():
             _check_penalty(names[name], lam, self.allow_unbounded)
         return weights
+
+
+class BaNEL_ELBO(EntropyWeighted, TraceObjective):
+    r"""The evidence lower bound with a λ-weighted guide entropy, in the form of Pyro's ``Trace_ELBO``.
+
+    .. math::
+        \text{loss}(\lambda) = -E_q[\log p(x, z) - \log q(z)] + \sum_s \lambda_s H_s(q), \qquad
+        H_s(q) = -E_q[\log q(z_s \mid \text{parents})]
+
+    ``lam > 0`` penalises entropy and narrows q, ``lam < 0`` rewards it, ``lam = 0`` is Pyro's
+    ``Trace_ELBO``. With T = 1 - λ > 0 the optimum is :math:`q(z) \propto p(x, z)^{1/T}`, where that can be
+    normalised. For λ ≥ 1 a continuous site has no optimum: the loss falls without bound as q narrows.
+
+    With an order α ≠ 1 the entropy is Rényi's. For a location-scale guide of real sites it differs from Shannon's by a
+    constant: another loss, the same gradient. For categorical, Beta, Dirichlet, Gamma and mixture guides it changes
+    which part of the distribution is pushed: a small α the rare values, a large α the frequent ones.
+
+    Args:
+        lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
+            changed between steps.
+        alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
+        allow_unbounded: accept λ ≥ 1 on continuous sites, for guides whose scales are bounded below.
+        **options: as for :class:`~banel_pyro.objectives.base.Objective`.
+
+    Raises:
+        TypeError, ValueError: as :class:`EntropyWeighted` does; for a guide with sites to be enumerated.
+
+    Example:
+        >>> BaNEL_ELBO(lam=0.2, num_particles=4).lam
+        0.2
+    """
+
+
+class BaNEL_TraceGraph_ELBO(EntropyWeighted, GraphObjective):
+    """:class:`BaNEL_ELBO` in the form of Pyro's ``TraceGraph_ELBO``: for score-function sites, with baselines.
+
+    A score-function site pays for the summands that depend on it only, entropies among them, and Pyro's baselines
+    (``infer={"baseline": {...}}``) lower the variance of what is left. At λ = 0 it is Pyro's form, to which it adds a
+    ``differentiable_loss`` and a decaying average that does not mind a smaller last batch.
+
+    Args:
+        lam, alpha, allow_unbounded, **options: as for :class:`BaNEL_ELBO`.
+
+    Raises:
+        TypeError, ValueError: as :class:`BaNEL_ELBO` does.
+
+    Example:
+        >>> BaNEL_TraceGraph_ELBO(lam=-0.5, alpha=2.0).alpha
+        2.0
+    """
+
+
+class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
+    """:class:`BaNEL_ELBO` in the form of Pyro's ``TraceEnum_ELBO``: for discrete sites that are summed over.
+
+    Sites of the guide that are enumerated (``config_enumerate``) enter exactly, their entropies too; sites of the
+    model that are absent from the guide are summed out as Pyro does. ``LossTerms`` then has the ELBO and the guide's
+    entropy, and NaN for likelihood and KL. At λ = 0 it is Pyro's form.
+
+    Args:
+        lam, alpha, allow_unbounded, **options: as for :class:`BaNEL_ELBO`.
+
+    Raises:
+        TypeError, ValueError: as :class:`BaNEL_ELBO` does; for α ≠ 1 and densities that would need draws.
+
+    Example:
+        >>> BaNEL_TraceEnum_ELBO(lam=0.5, max_plate_nesting=1).weight
+        0.5
+    """
+
+
+def _penalised_groups(
+    weights: Mapping[str, float | Tensor], parents: Mapping[str, set[str]], alpha: float
+) -> list[tuple[str, ...]]:
+    """The penalised densities in groups that are independent of each other; each has a joint Rényi entropy."""
+    for name, lam in weights.items():
+        for parent in sorted(parents[name]):
+            if parent not in weights or (weights[parent] is not lam and weights[parent] != lam):
+                raise ValueError(
+                    f"alpha={alpha:g} with lam={lam} at site '{name}' and lam={weights.get(parent, 0.0)} at "
+                    f"'{parent}', on which it depends: of dependent sites only the joint Rényi entropy counts, under "
+                    f"one lam. Give '{parent}' the same lam, leave '{name}' out, or use alpha=1.0."
+                )
+    return components({name: parents[name] for name in weights})
 
 
 def _check_penalty(density: GuideDensity, lam: float | Tensor, allow_unbounded: bool) -> None:

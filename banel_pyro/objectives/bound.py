@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 from pyro.distributions.util import is_identically_zero, scale_and_mask
-from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from banel_pyro.entropy import EntropyEstimator, density_entropy
+from banel_pyro.entropy.joint import renyi_summand
 from banel_pyro.terms import Summand
-from banel_pyro.traces import GuideDensity, Stack, check_sites, guide_densities, sample_sites
+from banel_pyro.traces import GuideDensity, check_sites, guide_densities, on_plate, sample_sites
 
-__all__ = ["Bound", "Costs"]
+__all__ = ["Bound", "FindParents"]
+
+FindParents: TypeAlias = Callable[[Mapping[str, GuideDensity]], Mapping[str, set[str]]]
+"""From the densities of a guide to the densities that each of them depends on."""
 
 
 class Bound:
@@ -27,22 +29,19 @@ class Bound:
         guide_trace: the guide's trace, with score parts.
         entropy: ``"auto"``, ``"closed_form"`` or ``"monte_carlo"``.
         kl: ``"monte_carlo"`` or ``"closed_form"``.
+        find_parents: finds which densities depend on which; it runs the guide once more.
     """
 
-    def __init__(self, model_trace: Any, guide_trace: Any, *, entropy: str, kl: str) -> None:
+    def __init__(self, model_trace: Any, guide_trace: Any, *, entropy: str, kl: str, find_parents: FindParents) -> None:
         self.model_trace, self.guide_trace = model_trace, guide_trace
-        self._entropy_mode, self._kl_mode = entropy, kl
+        self._entropy_mode, self._kl_mode, self._find_parents = entropy, kl, find_parents
         check_sites(model_trace, guide_trace)
         self.densities: dict[str, GuideDensity] = guide_densities(model_trace, guide_trace)
 
     @cached_property
     def log_likelihood(self) -> list[Summand]:
         """log p of what is observed; ``pyro.factor`` statements of the model count here."""
-        return [
-            Summand(site["log_prob"], site["log_prob"], site["cond_indep_stack"], total=site["log_prob_sum"])
-            for _, site in sample_sites(self.model_trace)
-            if site["is_observed"]
-        ]
+        return [_log_prob(site) for _, site in sample_sites(self.model_trace) if site["is_observed"]]
 
     @cached_property
     def kl(self) -> list[Summand]:
@@ -55,13 +54,12 @@ class Bound:
             if closed is not None:
                 summands.append(closed)
                 continue
-            log_prob, _, entropy_term = site["score_parts"]
-            own = 0.0 if is_identically_zero(entropy_term) else entropy_term
-            summands.append(Summand(log_prob, own, site["cond_indep_stack"], total=site["log_prob_sum"]))
+            summand = _log_prob(site)
+            entropy_term = site["score_parts"].entropy_term
+            summand.surrogate = 0.0 if is_identically_zero(entropy_term) else entropy_term
+            summands.append(summand)
             if name in self.model_trace.nodes:
-                prior = self.model_trace.nodes[name]
-                value, total = prior["log_prob"], prior["log_prob_sum"]
-                summands.append(Summand(value, value, prior["cond_indep_stack"], None, -1.0, total))
+                summands.append(_log_prob(self.model_trace.nodes[name], -1.0))
         return summands
 
     @cached_property
@@ -72,6 +70,19 @@ class Bound:
     def entropy(self) -> dict[str, list[Summand]]:
         """The conditional entropies of the guide's densities, by name."""
         return {name: summands for name, (_, summands) in self._entropies.items()}
+
+    @property
+    def parents(self) -> Mapping[str, set[str]]:
+        """The densities that each density depends on."""
+        return self._find_parents(self.densities)
+
+    def rows(self, summand: Summand, plate: str) -> Tensor | None:
+        """A summand over the rows in a plate, in nats per datum; None outside the plate."""
+        return on_plate(summand.weighted_value, summand.stack, plate)
+
+    def renyi(self, names: Sequence[str], alpha: float) -> Summand:
+        """The Rényi entropy of the joint density of some densities that depend on no others, of order α ≠ 1."""
+        return renyi_summand([self.densities[name] for name in names], alpha, self._entropy_mode)
 
     @property
     def estimators(self) -> dict[str, EntropyEstimator]:
@@ -103,26 +114,6 @@ class Bound:
                 )
 
 
-class Costs:
-    """The downstream cost of a score-function site: every summand of the loss, summed to its plates.
-
-    A summand in closed form has integrated its own density out, so it is no function of that
-    density's draw: it stays out of its own cost, which is unbiased with it and less noisy without.
-
-    Args:
-        summands: all summands of the loss.
-    """
-
-    def __init__(self, summands: list[Summand]) -> None:
-        self._all = MultiFrameTensor(*((s.stack, s.weighted_value.detach()) for s in summands))
-        self._owned: Mapping[str, list[Summand]] = {
-            name: [s for s in summands if s.owner == name] for name in {s.owner for s in summands if s.owner}
-        }
-
-    def of(self, stack: Stack, name: str) -> Tensor:
-        """The cost of density ``name``, over the plates in ``stack``."""
-        cost = self._all.sum_to(stack)
-        own = self._owned.get(name, [])
-        if own:
-            cost = cost - MultiFrameTensor(*((s.stack, s.weighted_value.detach()) for s in own)).sum_to(stack)
-        return torch.as_tensor(cost)
+def _log_prob(site: Any, weight: float = 1.0) -> Summand:
+    value, symbols = site["log_prob"], site["infer"].get("_dim_to_symbol")
+    return Summand(value, value, site["cond_indep_stack"], weight=weight, total=site["log_prob_sum"], symbols=symbols)
