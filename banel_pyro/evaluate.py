@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pyro import poutine
 
+from banel_pyro import summed_out
 from banel_pyro.batches import Rows, minibatches
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.plates import DataPlate, tell_autoguide
@@ -136,9 +137,8 @@ def _guide_trace(guide: Any, batch: Arguments) -> Any:
 
 
 def _replayed(model: Any, guide_trace: Any, batch: Arguments) -> tuple[Any, Any]:
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*batch)
-    guide_trace, model_trace = (poutine.util.prune_subsample_sites(t) for t in (guide_trace, model_trace))
-    model_trace.compute_log_prob()
+    guide_trace = poutine.util.prune_subsample_sites(guide_trace)
+    model_trace = summed_out.model_trace(model, guide_trace, batch)
     guide_trace.compute_log_prob()
     check_sites(model_trace, guide_trace)
     return model_trace, guide_trace

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -48,23 +46,8 @@ class EntropyWeighted(Objective):
     """
 
     def __init__(self, lam: Weight = 0.0, *, alpha: float = 1.0, allow_unbounded: bool = False, **options: Any) -> None:
-        super().__init__(**options)
-        self.allow_unbounded = allow_unbounded
-        self.lam, self.alpha = lam, check_order(alpha)
-
-    @property
-    def lam(self) -> Weight:
-        """λ: a number, or a mapping from site name to number."""
-        return self._lam
-
-    @lam.setter
-    def lam(self, lam: Weight) -> None:
-        self._lam = check_weight("lam", lam)
-
-    @property
-    def weight(self) -> Weight:
-        """λ, as reported in ``LossTerms.lam``."""
-        return self._lam
+        super().__init__(lam, **options)
+        self.alpha, self.allow_unbounded = check_order(alpha), allow_unbounded
 
     def penalty(self, bound: Bound) -> list[Summand]:
         """λ_s H_s for every density of the guide with λ_s ≠ 0."""
@@ -79,7 +62,7 @@ class EntropyWeighted(Objective):
     def _weights(self, bound: Bound) -> dict[str, float | Tensor]:
         names = bound.densities
         if isinstance(self.lam, Mapping):
-            check_names("lam", self.lam, names)
+            _check_names("lam", self.lam, names)
             weights: dict[str, float | Tensor] = {name: lam for name, lam in self.lam.items() if lam != 0}
         elif isinstance(self.lam, Tensor) or self.lam != 0:
             weights = dict.fromkeys(names, self.lam)
@@ -154,7 +137,7 @@ class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
         TypeError, ValueError: as :class:`BaNEL_ELBO` does; for α ≠ 1 and densities that would need draws.
 
     Example:
-        >>> BaNEL_TraceEnum_ELBO(lam=0.5, max_plate_nesting=1).weight
+        >>> BaNEL_TraceEnum_ELBO(lam=0.5, max_plate_nesting=1).lam
         0.5
     """
 
@@ -189,25 +172,8 @@ def _check_penalty(density: GuideDensity, lam: float | Tensor, allow_unbounded: 
         )
 
 
-def check_names(argument: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+def _check_names(argument: str, given: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     """Refuse a mapping over sites that names a site which the guide does not have."""
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(f"{argument} names unknown sites {unknown}. The guide's densities are {sorted(known)}.")
-
-
-def check_weight(argument: str, weight: Any) -> Weight:
-    """Refuse a λ that is not a finite number, or a mapping from names to finite numbers."""
-    if isinstance(weight, Tensor) and weight.dim() == 0:
-        return weight
-    if isinstance(weight, Mapping):
-        return {str(name): _check_number(f"{argument}['{name}']", value) for name, value in weight.items()}
-    return _check_number(argument, weight)
-
-
-def _check_number(argument: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{argument}={value!r}: expected a number, or a mapping {{site name: number}}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{argument}={value!r}: expected a finite number.")
-    return float(value)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -35,6 +36,8 @@ class Objective(ELBO):
     of one of them.
 
     Args:
+        lam: λ, the weight of the penalty, in nats per nat: a number, or a mapping ``{site name: number}`` (sites left
+            out: 0). Can be changed between steps.
         entropy: ``"auto"`` (closed form where every ingredient has one, else a draw of -log q),
             ``"closed_form"`` or ``"monte_carlo"``.
         kl: ``"monte_carlo"`` or ``"closed_form"`` (where the pair of distributions has one).
@@ -52,6 +55,7 @@ class Objective(ELBO):
 
     def __init__(
         self,
+        lam: Weight = 0.0,
         *,
         entropy: str = "auto",
         kl: str = "monte_carlo",
@@ -70,19 +74,24 @@ class Objective(ELBO):
             max_plate_nesting=max_plate_nesting,
             retain_graph=retain_graph,
         )
+        self.lam = lam
         self.entropy, self.kl = entropy, kl
         self._dependencies = Dependencies()
 
     # ---- the hole to fill -------------------------------------------------------------------
 
     def penalty(self, bound: Bound) -> list[Summand]:
-        """The summands that are added to -ELBO, in nats."""
+        """The summands that are added to -ELBO, in nats, λ multiplied in."""
         raise NotImplementedError
 
     @property
-    def weight(self) -> Weight:
-        """The weight of the penalty, as it is reported in ``LossTerms.lam``."""
-        raise NotImplementedError
+    def lam(self) -> Weight:
+        """λ: a number, or a mapping from site name to number."""
+        return self._lam
+
+    @lam.setter
+    def lam(self, lam: Weight) -> None:
+        self._lam = check_weight("lam", lam)
 
     # ---- Pyro's entry points ----------------------------------------------------------------
 
@@ -120,7 +129,7 @@ class Objective(ELBO):
             surrogates.append(totals.surrogate())
             with torch.no_grad():  # entropies without a penalty need no graph
                 entropies.append(totals.entropies())
-                terms.append(totals.terms(entropies[-1], self.weight))
+                terms.append(totals.terms(entropies[-1], self.lam))
         loss = sum(surrogates[1:], surrogates[0]) / self.num_particles
         return loss, self._average(terms), self._average_sites(entropies)
 
@@ -128,7 +137,7 @@ class Objective(ELBO):
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> LossTerms:
         """The terms of the loss as totals in nats (0-dim tensors)."""
         found = self._totals(model, guide, args, kwargs)
-        return self._average([totals.terms(totals.entropies(), self.weight) for totals in found])
+        return self._average([totals.terms(totals.entropies(), self.lam) for totals in found])
 
     @torch.no_grad()
     def terms_per_datum(self, model: Any, guide: Any, *args: Any, data_plate: str = "data", **kwargs: Any) -> LossTerms:
@@ -153,7 +162,7 @@ class Objective(ELBO):
             parts = [bound.log_likelihood, bound.kl, entropy, self.penalty(bound)]
             size = _plate_size(bound, data_plate)
             rows = [_rows(bound, part, data_plate, size) for part in parts]
-            found.append(LossTerms(rows[0], rows[1], rows[2], self.weight, rows[3]))
+            found.append(LossTerms(rows[0], rows[1], rows[2], self.lam, rows[3]))
         return self._average(found)
 
     @torch.no_grad()
@@ -217,3 +226,20 @@ def _warned(loss: float) -> float:
 def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, allowed))}.")
+
+
+def check_weight(argument: str, weight: Any) -> Weight:
+    """Refuse a λ that is not a finite number, or a mapping from names to finite numbers."""
+    if isinstance(weight, Tensor) and weight.dim() == 0:
+        return weight
+    if isinstance(weight, Mapping):
+        return {str(name): _check_number(f"{argument}['{name}']", value) for name, value in weight.items()}
+    return _check_number(argument, weight)
+
+
+def _check_number(argument: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{argument}={value!r}: expected a number, or a mapping {{site name: number}}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{argument}={value!r}: expected a finite number.")
+    return float(value)

@@ -104,9 +104,20 @@ class EnumObjective(Objective, TraceEnum_ELBO):
     """An objective in the form of Pyro's ``TraceEnum_ELBO``: for discrete sites that are summed over.
 
     Arguments and hole as for :class:`~banel_pyro.objectives.base.Objective`.
+
+    Raises:
+        ValueError: for ``kl="closed_form"``.
     """
 
     totals = EnumTotals
+
+    def __init__(self, lam: Weight = 0.0, **options: Any) -> None:
+        super().__init__(lam, **options)
+        if self.kl != "monte_carlo":
+            raise ValueError(
+                f"kl='{self.kl}': where sites are summed out, log q and log p are taken together. Use kl='monte_carlo', "
+                "which is exact for enumerated sites."
+            )
 
     def _particles(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[EnumBound]:
         find_parents = partial(self._dependencies.of, guide, args, kwargs)

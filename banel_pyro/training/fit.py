@@ -15,7 +15,7 @@ import torch
 from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import ArviZ, merge
-from banel_pyro.objectives.banel import BaNEL_ELBO
+from banel_pyro.objectives import EnumObjective, Objective
 from banel_pyro.plates import DataPlate
 from banel_pyro.precision import cast_modules, cast_rows, checked_dtype, default_dtype, dtype_name
 from banel_pyro.run import FitResult
@@ -51,7 +51,7 @@ def fit(
     guide: Any,
     data: Any = None,
     *,
-    objective: BaNEL_ELBO | None = None,
+    objective: Objective | None = None,
     lam: Weight | Schedule | None = None,
     optim: OptimizerFactory | None = None,
     lr: float | None = None,
@@ -87,7 +87,8 @@ def fit(
         guide: its guide.
         data: a tensor, a tuple of tensors with a common leading axis, a ``Dataset``, a ``DataLoader`` or a
             :class:`~banel_pyro.Split`; None for a model without arguments.
-        objective: a :class:`~banel_pyro.BaNEL_ELBO`, left as it was found; ``BaNEL_ELBO()`` by default.
+        objective: a :class:`~banel_pyro.BaNEL_ELBO`, one of its other forms, or an objective of your own; left as it
+            was found; ``BaNEL_ELBO()`` by default.
         lam: λ: a number, ``{site: number}`` or a schedule ``lam(step, last_terms)``; 0 by default.
         optim: a ``torch.optim`` class, or a callable from parameters to an optimiser; fused Adam by default.
         lr: learning rate of an optimiser given as a class, 1e-3 by default.
@@ -181,9 +182,11 @@ def _check(
     checked: Checked,
 ) -> None:  # fmt: skip
     """Refuse what objective and held-out rows do not go with."""
-    if math.isinf(objective.max_plate_nesting) and objective.vectorize_particles:
+    if math.isinf(objective.max_plate_nesting) and (
+        objective.vectorize_particles or isinstance(objective, EnumObjective)
+    ):
         # Pyro would count them on a batch whose plate is not told its rows; one more is for the particles
-        objective.max_plate_nesting = checked.nesting + (objective.num_particles > 1)
+        objective.max_plate_nesting = checked.nesting + (objective.vectorize_particles and objective.num_particles > 1)
     first = split.first(rows, plan.batch_size or num_rows(rows))
     check_lam(objective, lams, model, guide, first, checked.plate)
     check_held_out(model, guide, held_out, rows, checked)

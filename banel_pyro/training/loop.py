@@ -165,8 +165,8 @@ class Loop:
 
     def _record(self, terms: LossTerms, entropies: Mapping[str, Tensor], batch: int) -> None:
         """Add a step to the running sums, on the device. A step that is not finite stays visible in them."""
-        device = torch.as_tensor(terms.log_likelihood).device
-        parts = (terms.log_likelihood, terms.kl, terms.penalty, terms.entropy, *entropies.values())
+        device = torch.as_tensor(terms.penalty).device
+        parts = (terms.elbo, terms.penalty, terms.log_likelihood, terms.kl, terms.entropy, *entropies.values())
         row = torch.stack([torch.as_tensor(part, device=device) for part in parts]) / self.plate.factor(batch)
         self._meter = row if self._meter is None else self._meter + row
         self._metered += 1
@@ -174,7 +174,7 @@ class Loop:
     @property
     def is_finite(self) -> bool:
         """Whether all is finite: the terms since the last log point, and the parameters. Waits for the device."""
-        terms = self._meter is None or bool(torch.isfinite(self._meter[:3]).all())
+        terms = self._meter is None or bool(torch.isfinite(self._meter[:2]).all())
         return terms and first_bad_parameter(self.parameters.names()) is None
 
     def _log(self, terms: LossTerms, sites: list[str], norm: Tensor | None) -> None:
@@ -182,9 +182,10 @@ class Loop:
             locate_fault(self, until=self.step)
             raise NonFiniteError(self.step, "a number that is finite when the step is replayed")
         values = (torch.as_tensor(self._meter) / self._metered).tolist()
-        log_likelihood, kl, penalty, entropy = values[:4]
-        self.last_terms = LossTerms(log_likelihood, kl, entropy, terms.lam, penalty)
-        row = self._row(self.last_terms, float(torch.as_tensor(norm)), dict(zip(sites, values[4:], strict=True)))
+        elbo, penalty, log_likelihood, kl, entropy = values[:5]
+        whole = None if terms.whole is None else elbo
+        self.last_terms = LossTerms(log_likelihood, kl, entropy, terms.lam, penalty, whole)
+        row = self._row(self.last_terms, float(torch.as_tensor(norm)), dict(zip(sites, values[5:], strict=True)))
         self.history.append(row | self._judge())
         if "val_elbo" in self.history[-1]:
             self.parameters.judge(self.history[-1]["val_elbo"])

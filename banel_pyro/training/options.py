@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 
 from banel_pyro.batches import Rows, num_rows
 from banel_pyro.checks import integer
-from banel_pyro.objectives.banel import BaNEL_ELBO
+from banel_pyro.objectives import BaNEL_ELBO, Objective
 from banel_pyro.schedules import Schedule, as_schedule, to_config
 from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory
 
@@ -117,7 +117,7 @@ def objective_and_schedule(objective: Any, lam: Any) -> tuple[Any, Schedule]:
     """
     if objective is None:
         objective = BaNEL_ELBO()
-    if not isinstance(objective, BaNEL_ELBO):
+    if not isinstance(objective, Objective):
         kind = objective.__name__ if isinstance(objective, type) else type(objective).__name__
         raise TypeError(
             f"objective is a {kind}: expected a banel_pyro objective such as BaNEL_ELBO(). With lam=0 it is Pyro's "
@@ -200,7 +200,7 @@ def describe(schedule: Any) -> dict[str, Any]:
 
 def describe_objective(objective: Any) -> str:
     """An objective by its class and the options that differ from Pyro's; without λ, which the schedule says."""
-    usual = vars(Trace_ELBO())
+    usual = vars(Trace_ELBO()) | {"alpha": 1.0}
     options = {k: v for k, v in vars(objective).items() if not k.startswith("_") and usual.get(k, ...) != v}
     options.pop("max_plate_nesting", None)
     return f"{type(objective).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"

@@ -1,0 +1,107 @@
+"""Models whose discrete sites are summed out: log p(x, z) of the sites that the guide draws, in a trace like others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.traceenum_elbo import _compute_model_factors
+from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from banel_pyro.traces import Site, sample_sites
+
+__all__ = ["model_trace"]
+
+
+def model_trace(model: Any, guide_trace: Any, args: Any) -> Any:
+    r"""The model's trace replayed against the guide's, with log densities.
+
+    Latent sites that the guide lacks and the model marks with ``infer={"enumerate": "parallel"}`` are summed out:
+    what remains is :math:`\log \sum_k p(x, z, k)`. The sum stands at an observed site in the same plates, or at a
+    factor of its own, and the other sites that it has taken in count 0.
+
+    Args:
+        model: the model.
+        guide_trace: a trace of the guide, without subsampling sites.
+        args: positional arguments of the model.
+    """
+    replayed = poutine.replay(model, trace=guide_trace)
+    trace = prune_subsample_sites(poutine.trace(replayed).get_trace(*args))
+    names = [name for name, site in sample_sites(trace) if _is_summed_out(site) and name not in guide_trace.nodes]
+    if not names:
+        trace.compute_log_prob()
+        return trace
+    marked = poutine.trace(EnumMessenger(first_available_dim=-1 - _nesting(trace, guide_trace))(replayed))
+    enumerated = prune_subsample_sites(marked.get_trace(*args))
+    _move_sums(trace, enumerated, guide_trace.copy(), names)
+    return trace
+
+
+def _is_summed_out(site: Site) -> bool:
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
+def _frames(site: Site) -> list[Any]:
+    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _nesting_of(site: Site) -> int:
+    return max((-frame.dim for frame in _frames(site)), default=0)
+
+
+def _nesting(*traces: Any) -> int:
+    return max(
+        (-frame.dim for trace in traces for _, site in sample_sites(trace) for frame in _frames(site)), default=0
+    )
+
+
+def _move_sums(trace: Any, enumerated: Any, guide_trace: Any, names: list[str]) -> None:
+    """Give a trace with sampled values the log densities of one with all of them."""
+    guide_trace.compute_log_prob()
+    guide_trace.pack_tensors()
+    enumerated.compute_log_prob()
+    enumerated.pack_tensors(guide_trace.plate_to_symbol)
+    _, factors, ordering, summed, scale = _compute_model_factors(enumerated, guide_trace)
+    touched = {n for n, s in sample_sites(enumerated) if summed & set(s["packed"]["log_prob"]._pyro_dims)}
+    for name in names:
+        trace.remove_node(name)
+    for name, site in sample_sites(trace):
+        if name in touched:
+            _put(site, torch.zeros([1] * _nesting_of(site)), 1.0)
+    hosts = {ordering[n]: n for n, s in reversed(list(sample_sites(trace))) if n in touched and s["is_observed"]}
+    for ordinal, terms in contract_tensor_tree(factors, summed).items():
+        value = sum(packed.unpack(term, enumerated.symbol_to_dim) for term in terms)
+        if ordinal not in hosts:
+            hosts[ordinal] = _add_factor(trace, enumerated, ordinal, names)
+        _put(trace.nodes[hosts[ordinal]], torch.as_tensor(value), scale)
+    trace.compute_log_prob()  # of the sites that have none yet
+
+
+def _put(site: Site, log_prob: Tensor, scale: Any) -> None:
+    """Set the log density of a site, over its plates."""
+    shape = [1] * _nesting_of(site)
+    for frame in _frames(site):
+        shape[frame.dim] = frame.size
+    site["unscaled_log_prob"], site["mask"], site["scale"] = log_prob.expand(shape), None, scale
+    site["log_prob"] = site["unscaled_log_prob"] * scale
+    site["log_prob_sum"] = site["log_prob"].sum()
+
+
+def _add_factor(trace: Any, enumerated: Any, ordinal: frozenset[str], names: list[str]) -> str:
+    """A site like that of ``pyro.factor``, in the plates of an ordinal."""
+    name = "sum over " + ", ".join(names)
+    name = name if name not in trace.nodes else f"{name} ({''.join(sorted(ordinal))})"
+    frames = {f.name: f for _, site in sample_sites(enumerated) for f in _frames(site)}
+    stack = tuple(f for f in frames.values() if enumerated.plate_to_symbol[f.name] in ordinal)
+    fn = dist.Unit(torch.zeros(()))
+    trace.add_node(
+        name, type="sample", name=name, fn=fn, is_observed=True, args=(), kwargs={}, value=fn.sample(), infer={},
+        scale=1.0, mask=None, cond_indep_stack=stack, done=True, stop=False, continuation=None,
+    )  # fmt: skip
+    return name
