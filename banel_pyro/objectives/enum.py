@@ -115,8 +115,8 @@ class EnumObjective(Objective, TraceEnum_ELBO):
         super().__init__(lam, **options)
         if self.kl != "monte_carlo":
             raise ValueError(
-                f"kl='{self.kl}': where sites are summed out, log q and log p are taken together. Use kl='monte_carlo', "
-                "which is exact for enumerated sites."
+                f"kl='{self.kl}': where sites are summed out, log q and log p are taken together. Use "
+                "kl='monte_carlo', which is exact for enumerated sites."
             )
 
     def _particles(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[EnumBound]:
