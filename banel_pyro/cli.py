@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +21,9 @@ from rich.table import Table
 
 import banel_pyro
 from banel_pyro.batches import as_rows
+from banel_pyro.entropy.renyi import check_order
+from banel_pyro.objectives import BaNEL_ELBO, Objective
+from banel_pyro.objectives.banel import EntropyWeighted
 from banel_pyro.pair import Pair, load_pair
 from banel_pyro.precision import checked_dtype
 from banel_pyro.report import COMMAND, Comparison, write_report
@@ -94,6 +98,14 @@ def fit(
             "λ > 0 narrows the posterior, λ < 0 widens it. For single latent sites: z=0.4+w=0.1."
         ),
     ] = "0",
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Order α of the entropy in the penalty: 1 is Shannon's, others Rényi's. It makes no difference for "
+            "normal guides.",
+            show_default="1, or the pair's own",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results: one folder per λ, and report.html.", show_default="runs/PAIR"),
@@ -132,15 +144,17 @@ def fit(
         steps = STEPS
     folder = out or Path("runs") / pair.replace(":", ".")
     _check_out(folder, lams, resume=resume)
-    plan = _Plan(make, batch_size, seed, {"steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype)})
-    options = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
+    plan = _Plan(
+        make, batch_size, seed, alpha, {"steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype)}
+    )
+    kept = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
     with _threads(threads):
         for value in lams.values():  # a mistake in the last λ is found before the first is trained
             plan.rehearse(value)
         _remember_command(folder)
         for name, value in lams.items():
             try:
-                plan.run(value, out=folder / name, **options)
+                plan.run(value, out=folder / name, **kept)
             except Exception as error:
                 if told := _so_far(folder, name):
                     error.add_note(told)
@@ -166,6 +180,7 @@ class _Plan:
     make: Callable[[], Pair]
     batch_size: str | None
     seed: int
+    alpha: float | None
     options: Mapping[str, Any]
 
     def run(self, lam: float | dict[str, float], **options: Any) -> None:
@@ -174,7 +189,7 @@ class _Plan:
             pair = self.make()
             split = pair.split()
             rows = as_rows(split.train)
-            pair = replace(pair, data=lambda: split)
+            pair = replace(pair, data=lambda: split, objective=_of_order(self.alpha, pair.objective))
             batch_size = _batch_size(self.batch_size, len(rows[0]) if rows else 0)
             result = pair.fit(**{**self.options, "lam": lam, "batch_size": batch_size, "seed": self.seed, **options})
         if result.stopped == INTERRUPTED:
@@ -183,6 +198,17 @@ class _Plan:
     def rehearse(self, lam: float | dict[str, float]) -> None:
         """One step, which goes through all checks and leaves nothing behind."""
         self.run(lam, steps=1, epochs=None, progress=False)
+
+
+def _of_order(alpha: float | None, objective: Objective | None) -> Objective | None:
+    """The pair's own objective with another order of the entropy."""
+    if alpha is None:
+        return objective
+    changed = BaNEL_ELBO() if objective is None else copy(objective)
+    if not isinstance(changed, EntropyWeighted):
+        raise ValueError(f"--alpha={alpha:g}: the pair's own {type(changed).__name__} has no order. Leave --alpha out.")
+    changed.alpha = check_order(alpha)
+    return changed
 
 
 @contextmanager

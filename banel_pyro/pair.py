@@ -17,6 +17,7 @@ from banel_pyro.folder import RunFolder, run_seed
 from banel_pyro.seeding import fork_rng
 
 if TYPE_CHECKING:
+    from banel_pyro.objectives import Objective
     from banel_pyro.run import FitResult
 
 __all__ = ["Pair", "load_pair"]
@@ -33,6 +34,8 @@ class Pair:
             :class:`~banel_pyro.batches.Split` with held-out data as well.
         data_plate: name of the plate over data points (found by its size if left out).
         name: a name for reports.
+        objective: what :meth:`fit` minimises, by default a :class:`~banel_pyro.BaNEL_ELBO`; a pair with sites to
+            enumerate takes a :class:`~banel_pyro.BaNEL_TraceEnum_ELBO`.
 
     Example:
         >>> import torch, pyro, pyro.distributions as dist
@@ -53,6 +56,7 @@ class Pair:
     data: Callable[[], Any] | None = None
     data_plate: str | None = None
     name: str | None = None
+    objective: Objective | None = None
 
     def __post_init__(self) -> None:
         for field in ("model", "guide"):
@@ -87,7 +91,8 @@ class Pair:
         seed = run_seed(options.get("seed"), RunFolder.at(options.get("out"), resume=resume), resume=resume)
         with fork_rng(seed):
             split = self.split()
-        options = {"validation": split.held_out, "data_plate": self.data_plate, "name": self.name} | options
+        own = {"data_plate": self.data_plate, "name": self.name, "objective": self.objective}
+        options = {"validation": split.held_out} | own | options
         return fit(self.model, self.guide, Split(split.train, None, split.transform), **options | {"seed": seed})
 
 

@@ -50,7 +50,7 @@ def site_parents(guide: Any, args: Any, kwargs: Any, densities: Densities) -> di
 
     It runs the guide once, and leaves the random generator as it was.
     """
-    with kept_rng(), poutine.block(), TrackProvenance():
+    with kept_rng(), TrackProvenance():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         trace.compute_log_prob()
     owner = {str(site["name"]): name for name, density in densities.items() for site in density.sites}
