@@ -98,8 +98,7 @@ def enumerated_renyi(densities: Sequence[GuideDensity], alpha: float, trace: Any
     log_sum = contract_to_tensor(factors, sums, target_ordinal=ordinal_of(plates, trace))
     value = packed.unpack(log_sum, trace.symbol_to_dim).to(densities[0].site["log_prob"].dtype)
     value = scale * value / (1 - alpha)
-    symbols = densities[0].site["infer"]["_dim_to_symbol"]
-    return Summand(value, value, plates, paid_for=False, symbols=symbols)
+    return Summand(value, value, plates, paid_for=False)
 
 
 def _power(site: Site, alpha: float) -> Tensor:

@@ -152,9 +152,11 @@ def closed_renyi(density: GuideDensity, alpha: float) -> Summand | None:
     entropy = renyi_entropy(site["fn"], alpha)
     if entropy is None:
         return None
-    scaled = scale_and_mask(entropy.expand(site["log_prob"].shape), site["scale"], site["mask"])
-    symbols = site["infer"].get("_dim_to_symbol")
-    return Summand(scaled, scaled, site["cond_indep_stack"], density.name, paid_for=False, symbols=symbols)
+    shape, values = site["log_prob"].shape, site["infer"].get("_enumerate_dim")
+    if values is not None:  # the axis of a site's values is to the left of its plates
+        shape = shape[len(shape) + values + 1 :]
+    scaled = scale_and_mask(entropy.expand(shape), site["scale"], site["mask"])
+    return Summand(scaled, scaled, site["cond_indep_stack"], density.name, paid_for=False)
 
 
 def renyi_summand(densities: Sequence[GuideDensity], alpha: float, mode: str) -> Summand:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from pyro.ops import packed
 from torch import Tensor
 
 from banel_pyro.entropy.enumerated import enumerated_renyi, is_enumerated, marginal, ordinal_of
-from banel_pyro.entropy.joint import closed_renyi, refuse_infinite
+from banel_pyro.entropy.joint import closed_renyi
 from banel_pyro.objectives.base import Objective
 from banel_pyro.objectives.bound import Bound
-from banel_pyro.objectives.totals import Totals
+from banel_pyro.objectives.totals import Totals, surrogate_total, total
 from banel_pyro.terms import LossTerms, Summand, Weight
 from banel_pyro.traces import on_plate, sample_sites
 
@@ -34,23 +34,29 @@ class EnumBound(Bound):
         return [n for n, s in sample_sites(self.model_trace) if n not in guide and "_enumerate_dim" in s["infer"]]
 
     def rows(self, summand: Summand, plate: str) -> Tensor | None:
-        """A summand over the rows in a plate, averaged over enumerated values."""
-        return on_plate(marginal(summand, self.guide_trace) * summand.weight, summand.stack, plate)
+        """A summand over the rows in a plate, averaged over the values that it depends on."""
+        value = marginal(summand, self.guide_trace) if summand.paid_for else summand.value
+        return on_plate(value * summand.weight, summand.stack, plate)
 
     def renyi(self, names: Sequence[str], alpha: float) -> Summand:
-        """The joint Rényi entropy of some densities that depend on no others: a closed form, or a sum."""
+        """The joint Rényi entropy of some densities that depend on no others: a closed form, a sum, or from draws."""
         densities = [self.densities[name] for name in names]
-        closed = closed_renyi(densities[0], alpha) if len(names) == 1 else None
-        if closed is not None:
-            refuse_infinite(densities[0], closed.value, alpha)
-            return closed
-        if not all(is_enumerated(density.site) for density in densities):
+        one_by_one = [n for n, site in sample_sites(self.guide_trace) if "_enum_total" in site["infer"]]
+        if one_by_one:
             raise ValueError(
-                f"alpha={alpha:g}: the joint Rényi entropy of {list(names)} has no closed form and is no sum over "
-                "enumerated values. Enumerate all of them with config_enumerate, use BaNEL_ELBO with "
-                "num_particles=10 or more and vectorize_particles=True, or use alpha=1.0."
+                f"alpha={alpha:g}: the values of {one_by_one} are enumerated one by one. Use infer={{'enumerate': "
+                "'parallel'}, or alpha=1.0."
             )
-        return enumerated_renyi(densities, alpha, self.guide_trace)
+        summed = [density.name for density in densities if is_enumerated(density.site)]
+        if not summed:
+            return super().renyi(names, alpha)
+        closed = closed_renyi(densities[0], alpha) if len(names) == 1 else None
+        if len(summed) < len(names):
+            raise ValueError(
+                f"alpha={alpha:g}: {list(names)} depend on each other, and only {summed} are summed over. Enumerate "
+                "all of them, use BaNEL_ELBO without enumeration, or use alpha=1.0."
+            )
+        return enumerated_renyi(densities, alpha, self.guide_trace) if closed is None else closed
 
 
 class EnumTotals(Totals):
@@ -63,18 +69,25 @@ class EnumTotals(Totals):
     def __init__(self, bound: EnumBound, penalty: Sequence[Summand]) -> None:
         self.bound, self._penalty = bound, list(penalty)
         self._elbo = torch.as_tensor(_compute_dice_elbo(bound.model_trace, bound.guide_trace))
-        self.penalty = self._expected(self._penalty)
+        # what depends on no draw, or brings a score term of its own, is not multiplied by probabilities
+        self._given = [s for s in self._penalty if not s.paid_for]
+        self._expected_penalty = self._expected([s for s in self._penalty if s.paid_for])
+        self.penalty = self._expected_penalty + total(self._given)
 
     def _expected(self, summands: Sequence[Summand]) -> Tensor:
         if not summands:
             return torch.zeros(())
-        trace = self.bound.guide_trace
         costs: dict[frozenset[str], list[Tensor]] = {}
         for s in summands:
             cost = packed.pack(s.weighted_value, s.symbols)
-            costs.setdefault(ordinal_of(s.stack, trace), []).append(cost)
-        ordering = {name: _find_ordinal(trace, site) for name, site in sample_sites(trace)}
-        return torch.as_tensor(Dice(trace, ordering).compute_expectation(costs))
+            costs.setdefault(ordinal_of(s.stack, self.bound.guide_trace), []).append(cost)
+        return torch.as_tensor(self._dice.compute_expectation(costs))
+
+    @cached_property
+    def _dice(self) -> Any:
+        """Pyro's weights of the values and draws."""
+        trace = self.bound.guide_trace
+        return Dice(trace, {name: _find_ordinal(trace, site) for name, site in sample_sites(trace)})
 
     @property
     def loss(self) -> Tensor:
@@ -83,7 +96,7 @@ class EnumTotals(Totals):
 
     def surrogate(self) -> Tensor:
         """What is differentiated: the loss, whose score terms Pyro's ``Dice`` brings in."""
-        return self.penalty - self._elbo
+        return self._expected_penalty + surrogate_total(self._given, total(self._given)) - self._elbo
 
     def entropies(self) -> dict[str, Tensor]:
         """Shannon's entropy of each density of the guide."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from banel_pyro.objectives.bound import Bound
 from banel_pyro.terms import LossTerms, Summand, Weight
 
-__all__ = ["Totals", "total"]
+__all__ = ["Totals", "surrogate_total", "total"]
 
 
 class Totals:
@@ -48,9 +48,9 @@ class Totals:
 
     def pathwise(self) -> Tensor:
         """What the pathwise estimator differentiates: the totals themselves where all summands are pathwise."""
-        kl = _surrogate_total(self.bound.kl, self.kl)
+        kl = surrogate_total(self.bound.kl, self.kl)
         surrogate = kl - self.log_likelihood
-        return surrogate + _surrogate_total(self._penalty, self.penalty) if self._penalty else surrogate
+        return surrogate + surrogate_total(self._penalty, self.penalty) if self._penalty else surrogate
 
     def score(self) -> Tensor | float:
         """The score-function terms of the surrogate."""
@@ -66,7 +66,8 @@ class Totals:
         return LossTerms(self.log_likelihood.detach(), self.kl.detach(), entropy, weight, self.penalty.detach())
 
 
-def _surrogate_total(summands: list[Summand], whole: Tensor) -> Tensor:
+def surrogate_total(summands: Sequence[Summand], whole: Tensor) -> Tensor:
+    """Sum of what is differentiated of some summands, which is ``whole``, their sum, where all are pathwise."""
     if all(s.surrogate is s.value for s in summands):
         return whole
     return _weighted_sum([(s.weight, s.surrogate.sum()) for s in summands if isinstance(s.surrogate, Tensor)])
