@@ -20,6 +20,7 @@ DEMOS: dict[str, list[str]] = {
     "frontier": ["--steps", "60", "--draws", "20", "--lams", "-0.5", "0.4", "--seeds", "0", "1"],
     "gallery": ["--steps", "40", "--draws", "40"],
     "lambda_curve": ["--steps", "800", "--lams", "0.4"],
+    "modes": ["--steps", "200", "--lams", "-1", "0.5", "--alphas", "0.5", "2", "--starts", "2"],
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
     "speed": ["--quick", "--json", "runs/speed.json"],
@@ -30,6 +31,7 @@ PICTURES = {
     "frontier": {"frontier.png"},
     "gallery": {f"{name.removeprefix('plot_')}.png" for name in plots.__all__ if name.startswith("plot_")},
     "lambda_curve": {"lambda_curve.png"},
+    "modes": {"modes.png"},
     "quickstart": {"quickstart.png"},
 }
 
@@ -69,6 +71,22 @@ def narrows_along_the_frontier(printed: str) -> None:
     assert printed.count("best ") == 2
 
 
+def modes_survive_where_they_should(printed: str) -> None:
+    """Fits are near the optimum where there is one, and the small mode falls with lambda."""
+    table = pd.read_csv("runs/modes/modes.csv")
+    kinds = table.groupby(["lam", "alpha"])["optimum"].first().to_dict()
+    assert kinds.pop((0.5, 2.0)) == "none"
+    assert set(kinds.values()) == {"global"}
+    known = table[table["optimum"] != "none"]
+    for side in ("fitted", "quadrature"):
+        assert (known[f"{side}_loss"] - known["optimum_loss"]).dropna().between(0, 0.3).all()
+    assert known.groupby(["lam", "alpha"])["optimum_modes"].first().to_list() == [4, 4, 4, 3]
+    small = table.groupby("lam")["fitted[8]"].mean()
+    assert small.loc[0.0] == pytest.approx(0.05, abs=0.02)
+    assert small.is_monotonic_decreasing
+    assert "trusted" in printed
+
+
 def numbers_are_complete(printed: str) -> None:
     """The JSON has the machine and every repeat of every way."""
     found = json.loads(Path("runs/speed.json").read_text())
@@ -85,6 +103,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "eight_schools": says_collapse,
     "frontier": narrows_along_the_frontier,
     "lambda_curve": points_lie_on_the_curve,
+    "modes": modes_survive_where_they_should,
     "speed": numbers_are_complete,
 }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from banel_pyro.entropy.families import FAMILIES
 from banel_pyro.entropy.joint import components
 from banel_pyro.entropy.renyi import check_order
 from banel_pyro.objectives.base import Objective
@@ -15,7 +16,7 @@ from banel_pyro.objectives.enum import EnumObjective
 from banel_pyro.objectives.graph import GraphObjective
 from banel_pyro.objectives.trace import TraceObjective
 from banel_pyro.terms import Summand, Weight
-from banel_pyro.traces import GuideDensity
+from banel_pyro.traces import GuideDensity, base_distribution
 
 __all__ = ["BaNEL_ELBO", "BaNEL_TraceEnum_ELBO", "BaNEL_TraceGraph_ELBO", "EntropyWeighted"]
 
@@ -34,15 +35,17 @@ class EntropyWeighted(Objective):
         lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
             changed between steps.
         alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
-        allow_unbounded: accept λ ≥ 1 on continuous sites, for guides whose scales are bounded below.
+        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 on mixtures, flows and dependent sites,
+            for guides whose scales are bounded below.
         **options: as for :class:`~banel_pyro.objectives.base.Objective`.
 
     Raises:
         TypeError: if λ or α is no number.
         ValueError: at the first call, for unknown site names, λ ≥ 1 on a continuous site, a point mass under a
             penalty, or a joint autoguide with local latents in a subsampled plate; for α ≠ 1 also where H is
-            infinite, where sites that depend on each other differ in λ or lie across a subsampled plate, and where
-            it takes vectorised particles and there are fewer than two.
+            infinite, where sites that depend on each other differ in λ or lie across a subsampled plate, where it
+            takes vectorised particles and there are fewer than two, and for α > 1 and λ > 0 where the guide can put
+            a little mass into a spike.
     """
 
     def __init__(self, lam: Weight = 0.0, *, alpha: float = 1.0, allow_unbounded: bool = False, **options: Any) -> None:
@@ -57,6 +60,9 @@ class EntropyWeighted(Objective):
         if self.alpha == 1:
             return [s.weighted(lam) for name, lam in weights.items() for s in bound.entropy[name]]
         groups = _penalised_groups(weights, bound.parents, self.alpha)
+        for names in groups:
+            if not self.allow_unbounded:
+                _refuse_spikes([bound.densities[name] for name in names], weights[names[0]], self.alpha)
         return [bound.renyi(names, self.alpha).weighted(weights[names[0]]) for names in groups]
 
     def _weights(self, bound: Bound) -> dict[str, float | Tensor]:
@@ -92,7 +98,8 @@ class BaNEL_ELBO(EntropyWeighted, TraceObjective):
         lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
             changed between steps.
         alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
-        allow_unbounded: accept λ ≥ 1 on continuous sites, for guides whose scales are bounded below.
+        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 on mixtures, flows and dependent sites,
+            for guides whose scales are bounded below.
         **options: as for :class:`~banel_pyro.objectives.base.Objective`.
 
     Raises:
@@ -140,6 +147,24 @@ class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
         >>> BaNEL_TraceEnum_ELBO(lam=0.5, max_plate_nesting=1).lam
         0.5
     """
+
+
+def _refuse_spikes(densities: Sequence[GuideDensity], lam: float | Tensor, alpha: float) -> None:
+    r"""Refuse a penalty that falls without bound as a small part of the guide narrows to a spike.
+
+    A spike of mass m and width w adds :math:`m^\alpha w^{1-\alpha}` to :math:`\int q^\alpha`: for α > 1 the entropy
+    goes like log w whatever m is, and costs the ELBO only m log(1/w).
+    """
+    if isinstance(lam, Tensor) or lam <= 0 or alpha <= 1 or not any(density.is_continuous for density in densities):
+        return
+    if len(densities) == 1 and isinstance(base_distribution(densities[0].site["fn"]), tuple(FAMILIES)):
+        return
+    names = [density.name for density in densities]
+    raise ValueError(
+        f"lam={lam} with alpha={alpha:g} at {names}: this guide can put a little mass into a spike, and for alpha > 1 "
+        "the loss then falls without bound. Use alpha <= 1, or a guide in one family with a closed form; or, if its "
+        "scales are bounded below, allow_unbounded=True."
+    )
 
 
 def _penalised_groups(
