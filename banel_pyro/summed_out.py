@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import OrderedDict
+from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
@@ -18,13 +19,17 @@ from banel_pyro.traces import Site, sample_sites
 
 __all__ = ["model_trace"]
 
+Factors: TypeAlias = OrderedDict[frozenset[str], list[Tensor]]
+"""Packed log densities by the plates that they are in."""
+
 
 def model_trace(model: Any, guide_trace: Any, args: Any) -> Any:
     r"""The model's trace replayed against the guide's, with log densities.
 
     Latent sites that the guide lacks and the model marks with ``infer={"enumerate": "parallel"}`` are summed out:
-    what remains is :math:`\log \sum_k p(x, z, k)`. The sum stands at an observed site in the same plates, or at a
-    factor of its own, and the other sites that it has taken in count 0.
+    what remains is :math:`\log \sum_k p(x, z, k)`. Where z depends on k, :math:`\log \sum_k p(z, k)` stands at a latent
+    site; the rest stands at an observed site in the same plates, or at a factor of its own. The other sites that the
+    sums have taken in count 0.
 
     Args:
         model: the model.
@@ -37,8 +42,9 @@ def model_trace(model: Any, guide_trace: Any, args: Any) -> Any:
     if not names:
         trace.compute_log_prob()
         return trace
-    marked = poutine.trace(EnumMessenger(first_available_dim=-1 - _nesting(trace, guide_trace))(replayed))
-    enumerated = prune_subsample_sites(marked.get_trace(*args))
+    enumerating = EnumMessenger(first_available_dim=-1 - _nesting(trace, guide_trace))(model)
+    replayed = poutine.replay(enumerating, trace=guide_trace)  # outside of the enumeration, as Pyro has it
+    enumerated = prune_subsample_sites(poutine.trace(replayed).get_trace(*args))
     _move_sums(trace, enumerated, guide_trace.copy(), names)
     return trace
 
@@ -49,6 +55,21 @@ def _is_summed_out(site: Site) -> bool:
 
 def _frames(site: Site) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+
+
+def _contracted(factors: Factors, enumerated: Any, summed: set[str]) -> dict[frozenset[str], Tensor]:
+    """Log of the sum over all values, by the plates in which it is left."""
+    return {
+        ordinal: torch.as_tensor(sum(packed.unpack(term, enumerated.symbol_to_dim) for term in terms))
+        for ordinal, terms in contract_tensor_tree(factors, summed).items()
+    }
+
+
+def _without_observed(factors: Factors, enumerated: Any, touched: set[str]) -> Factors:
+    sites = [site for name, site in sample_sites(enumerated) if name in touched and site["is_observed"]]
+    observed = {id(site["packed"].get("masked_log_prob")) for site in sites}
+    kept = ((ordinal, [term for term in terms if id(term) not in observed]) for ordinal, terms in factors.items())
+    return OrderedDict((ordinal, terms) for ordinal, terms in kept if terms)
 
 
 def _nesting_of(site: Site) -> int:
@@ -74,12 +95,17 @@ def _move_sums(trace: Any, enumerated: Any, guide_trace: Any, names: list[str]) 
     for name, site in sample_sites(trace):
         if name in touched:
             _put(site, torch.zeros([1] * _nesting_of(site)), 1.0)
-    hosts = {ordering[n]: n for n, s in reversed(list(sample_sites(trace))) if n in touched and s["is_observed"]}
-    for ordinal, terms in contract_tensor_tree(factors, summed).items():
-        value = sum(packed.unpack(term, enumerated.symbol_to_dim) for term in terms)
+    sites = [(name, site) for name, site in reversed(list(sample_sites(trace))) if name in touched]
+    hosts = {ordering[name]: name for name, site in sites if site["is_observed"]}
+    latents = {ordering[name]: name for name, site in sites if not site["is_observed"]}
+    priors = _contracted(_without_observed(factors, enumerated, touched), enumerated, summed) if latents else {}
+    for ordinal, value in _contracted(factors, enumerated, summed).items():
+        if ordinal in priors and ordinal in latents:
+            _put(trace.nodes[latents[ordinal]], priors[ordinal], scale)
+            value = value - priors[ordinal]
         if ordinal not in hosts:
             hosts[ordinal] = _add_factor(trace, enumerated, ordinal, names)
-        _put(trace.nodes[hosts[ordinal]], torch.as_tensor(value), scale)
+        _put(trace.nodes[hosts[ordinal]], value, scale)
     trace.compute_log_prob()  # of the sites that have none yet
 
 

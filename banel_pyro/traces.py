@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import Independent as IndependentDistribution
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
 __all__ = [
+    "WRAPPERS",
     "GuideDensity",
     "Site",
     "Stack",
     "base_distribution",
+    "batch_shape",
     "check_sites",
     "guide_densities",
     "is_unconstrained",
@@ -41,9 +45,13 @@ def sample_sites(trace: Any) -> Iterator[tuple[str, Site]]:
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
 
 
+WRAPPERS = (IndependentDistribution, dist.ExpandedDistribution, dist.MaskedDistribution)
+"""Distributions around another one: of ``to_event``, ``expand`` and ``mask``."""
+
+
 def base_distribution(fn: Any) -> Any:
     """The distribution below ``to_event``, ``expand`` and ``mask`` wrappers."""
-    while isinstance(fn, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+    while isinstance(fn, WRAPPERS):
         fn = fn.base_dist
     return fn
 
@@ -74,7 +82,7 @@ class GuideDensity:
         """All guide sites that make up log q of this density."""
         return (self.site, *self.deltas)
 
-    @property
+    @cached_property
     def is_point(self) -> bool:
         """True for a Delta (also under AutoLaplaceApproximation's auxiliary name): no density at all."""
         return isinstance(base_distribution(self.site["fn"]), dist.Delta)
@@ -239,6 +247,15 @@ def on_plate(value: Tensor, stack: Stack, plate: str | None, *, scaled: bool = T
     others = [d for d in range(-value.dim(), 0) if d != frame.dim]
     rows = (value.sum(others) if others else value).expand(frame.size)
     return rows * (frame.size / (frame.full_size or frame.size)) if scaled else rows
+
+
+def batch_shape(site: Site) -> torch.Size:
+    """The batch shape of a site's density as a function of its parents: its own enumerated values have no axis."""
+    shape: torch.Size = site["log_prob"].shape
+    axis = site["infer"].get("_enumerate_dim")
+    if axis is None or len(shape) < -axis:
+        return shape
+    return torch.Size([*shape[:axis], 1, *shape[len(shape) + axis + 1 :]])
 
 
 def plate_scale(stack: Stack) -> float:

@@ -24,6 +24,17 @@ interleaved, A B C A B C, so that a slow minute of the machine hits all alike. C
 repeats and, in brackets, the smallest and the largest; a ratio is taken within each repeat. That all do the
 same work shows in the loss at the end: at equal lam it must agree within five standard errors, or this stops.
 
+Two further tables ask whether an entropy costs more than it has to, in ratios that have a bar:
+
+- entropies: the entropy of single distributions with its gradient over torch's own `entropy()`: ours (bar 1.2) and
+  Rényi's at three orders (bar 1.5; torch has none, so that its Shannon entropy is the base); the value alone beside it;
+- forms: a step, loss and gradients without an optimiser, of `BaNEL_TraceGraph_ELBO` over Pyro's `TraceGraph_ELBO`
+  and of `BaNEL_TraceEnum_ELBO` over `TraceEnum_ELBO` (bar 1.05 at alpha = 1), on problems so small that a step is
+  nearly all overhead.
+
+There single calls of all ways take turns, and a round's time is the median of its calls. A ratio above its bar is
+named, by CPU time, which a busy machine disturbs less, and stops nothing.
+
     python -m demos.speed --json runs/speed.json
 
 Last, it counts the nodes of the autograd graph of a VAE step: a penalty adds pointwise nodes, and no second
@@ -47,6 +58,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from banel_pyro import BaNEL_ELBO
+from demos.benchmark.entropies import entropies_table, forms_table
 from demos.benchmark.problems import (
     MNIST_ROWS,
     Problem,
@@ -57,11 +69,14 @@ from demos.benchmark.problems import (
 )
 from demos.benchmark.timing import (
     STANDARD_ERRORS,
+    Comparison,
     Lengths,
     Table,
     check_losses,
+    comparison_figures,
     figures,
     measure_all,
+    print_comparison,
     print_table,
     ratios,
 )
@@ -71,11 +86,11 @@ from models import data, vae
 STEP_ROWS = 10_000
 """Images for the table of steps: enough for real batches, and few to check at the start of each run."""
 
-QUICK = {"repeats": 1, "steps": 20, "epochs": 2, "rows": 1024}
+QUICK = {"repeats": 1, "steps": 20, "epochs": 2, "rows": 1024, "calls": 2}
 """Sizes that show that all runs, and nothing about speed."""
 
 
-# Step 1: the two tables.
+# Step 1: the tables.
 def steps_table(args: argparse.Namespace, images: Tensor) -> Table:
     """The time of a step."""
     problems = {"eight schools": noncentered_schools(), "digits VAE": digits_vae()}
@@ -98,6 +113,19 @@ def epochs_table(args: argparse.Namespace, images: Tensor) -> Table:
     lengths = Lengths(epoch, args.epochs * epoch, per=epoch)
     runs = measure_all(problem, EPOCH_WAYS, lengths, repeats=args.repeats, seed=args.seed)
     return Table("s an epoch", 1.0, "Pyro, loader", (tuple(EPOCH_WAYS),), {"MNIST, 128": runs}, starts=True)
+
+
+def comparisons(args: argparse.Namespace) -> dict[str, Comparison]:
+    """The tables that have bars, by name, printed as they are made."""
+    found = {}
+    for name, make in {"entropies": entropies_table, "forms": forms_table}.items():
+        if name in args.tables:
+            torch.manual_seed(args.seed)
+            found[name] = make(args.repeats, args.calls)
+            print(f"\n{args.repeats} repeats of {args.calls} calls, {args.threads} of {os.cpu_count()} threads\n")
+            print_comparison(found[name])
+    print()
+    return found
 
 
 # Step 2: the graph.
@@ -167,7 +195,7 @@ def main(args: argparse.Namespace) -> None:
         "options": vars(args) | {"json": None},
         "images": source,
     }
-    tables = {}
+    tables, compared = {}, {}
     try:
         for name, make in {"steps": steps_table, "epochs": epochs_table}.items():
             if name in args.tables:
@@ -177,6 +205,7 @@ def main(args: argparse.Namespace) -> None:
                 print_table(table)
                 print()
                 print_verdict(table)
+        compared = comparisons(args)
     finally:
         torch.set_num_threads(found)
     if not HAS_PYTHAE and "epochs" in args.tables:
@@ -185,25 +214,28 @@ def main(args: argparse.Namespace) -> None:
     print_graphs(graphs)
     if args.json is not None:
         record |= {name: figures(table) for name, table in tables.items()} | {"graph_nodes": graphs}
+        record |= {name: comparison_figures(table) for name, table in compared.items()}
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(record, indent=2) + "\n")
     for table in tables.values():
         for name, runs in table.results.items():
             check_losses(name, runs, table.alike)
-    print(f"The final losses at equal lam agree within {STANDARD_ERRORS:g} standard errors.")
+    if tables:
+        print(f"The final losses at equal lam agree within {STANDARD_ERRORS:g} standard errors.")
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     number = {"type": int, "metavar": "N"}
-    both = ["steps", "epochs"]
-    parser.add_argument("--tables", nargs="+", choices=both, default=both, help="which tables (default: both)")
+    names = ["steps", "epochs", "entropies", "forms"]
+    parser.add_argument("--tables", nargs="+", choices=names, default=names, help="which tables (default: all)")
     parser.add_argument("--repeats", default=5, help="rounds (default: %(default)s)", **number)
     parser.add_argument(
         "--steps", default=1000, help="of a long run, 20 or more; fewer for MNIST (default: %(default)s)", **number
     )
     parser.add_argument("--epochs", default=3, help="of a long run, 2 or more (default: %(default)s)", **number)
+    parser.add_argument("--calls", default=50, help="of a round of the last two (default: %(default)s)", **number)
     parser.add_argument("--rows", default=MNIST_ROWS, help="images of MNIST (default: %(default)s)", **number)
     parser.add_argument("--threads", default=1, help="threads of torch (default: %(default)s)", **number)
     parser.add_argument("--seed", default=0, help="seed of the first round (default: %(default)s)", **number)
@@ -212,7 +244,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     if args.quick:
         vars(args).update(QUICK)
-    for name, least in {"repeats": 1, "steps": 20, "epochs": 2, "rows": 256, "threads": 1}.items():
+    for name, least in {"repeats": 1, "steps": 20, "epochs": 2, "rows": 256, "calls": 1, "threads": 1}.items():
         if getattr(args, name) < least:
             parser.error(f"--{name} {getattr(args, name)}: expected {least} or more")
     return args

@@ -7,7 +7,7 @@ discrete one, which is enumerated. `models.normal_normal`, `models.gaussian_regr
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import log, pi
 from typing import Any
@@ -17,11 +17,12 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from torch import Tensor
 from torch.distributions import transform_to
 
-from banel_pyro.objectives import BaNEL_ELBO
+from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceEnum_ELBO, BaNEL_TraceGraph_ELBO
 from models import (
     beta_bernoulli,
     eight_schools,
@@ -52,7 +53,14 @@ PAIRS = {
 }
 """All pairs of `models/`."""
 
-OBJECTIVES = {"BaNEL_ELBO": BaNEL_ELBO}
+FORMS: dict[type, type] = {
+    BaNEL_ELBO: Trace_ELBO,
+    BaNEL_TraceGraph_ELBO: TraceGraph_ELBO,
+    BaNEL_TraceEnum_ELBO: TraceEnum_ELBO,
+}
+"""Each form of the objective, and what it is in Pyro at lambda = 0."""
+
+OBJECTIVES = {form.__name__: form for form in FORMS}
 """All objectives: each is held to every law below by the exact loss of every case."""
 
 X = (0.3, -1.2, 2.0, 0.7, -0.4, 1.1)
@@ -92,7 +100,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Case:
-    """One combination. `estimator` is how the gradient of the guide's sites is estimated."""
+    """One combination. `estimator` is how the gradient of the guide's sites is estimated, `form` which ELBO does it."""
 
     estimator: str  # reparameterised | score
     guide: str  # plain | AutoNormal | AutoMultivariateNormal | messenger
@@ -101,17 +109,27 @@ class Case:
     masked: bool
     lam: str  # number | per_site
     particles: str  # 1 | 4 | 4 vectorised
+    form: type = BaNEL_ELBO
+    enumerated: bool = False  # the discrete sites of the guide are summed over
 
     def __str__(self) -> str:
+        form = [] if self.form is BaNEL_ELBO else [self.form.__name__, *["enumerated"] * self.enumerated]
         flags = [name for name in ("subsampled", "scaled", "masked") if getattr(self, name)]
-        return "-".join([self.estimator, self.guide, *flags, self.lam, self.particles.replace(" ", "_")])
+        return "-".join([*form, self.estimator, self.guide, *flags, self.lam, self.particles.replace(" ", "_")])
+
+    @property
+    def pyro_form(self) -> type:
+        """What the objective is in Pyro at lambda = 0."""
+        return FORMS[self.form]
 
     @property
     def options(self) -> dict[str, Any]:
         """Arguments of an ELBO for this case's particles."""
         # plates are counted once, at the first call, with draws of its own: said here, every call draws alike
         many = {"num_particles": 4, "vectorize_particles": "vectorised" in self.particles, "max_plate_nesting": 1}
-        return many if self.particles != "1" else {}
+        if self.particles != "1":
+            return many
+        return {"max_plate_nesting": 1} if self.form is BaNEL_TraceEnum_ELBO else {}
 
     @property
     def weights(self) -> Any:
@@ -187,6 +205,29 @@ def all_combinations() -> Iterator[Case]:
 
 
 CASES = [case for case in all_combinations() if why_not(case) is None]
+
+
+def why_not_elsewhere(case: Case) -> str | None:
+    """Why the other forms leave a case out, or None if they take it."""
+    if case.guide == "messenger":
+        return "Pyro's TraceEnum_ELBO knows no messenger guides"
+    if case.particles == "4":
+        return "a loop over particles is the same code in all forms"
+    flags = case.subsampled + case.scaled + case.masked
+    if flags == 2 or (flags == 1 and case.guide != "plain"):
+        return "what is right alone and all together is right in pairs"
+    return None
+
+
+FORM_CASES = [
+    replace(case, form=form, enumerated=enumerated)
+    for form in FORMS
+    if form is not BaNEL_ELBO
+    for case in CASES
+    if why_not_elsewhere(case) is None
+    for enumerated in ((False, True) if form is BaNEL_TraceEnum_ELBO and case.estimator == "score" else (False,))
+]
+"""The cases of the other forms."""
 
 
 # ---- the Gaussian family: a ~ N(0, 1), z_i ~ N(a, 1), x_i ~ N(z_i, 1) ------------------------------------------
@@ -280,7 +321,8 @@ def _discrete(case: Case) -> Problem:
             b = pyro.sample("b", dist.Bernoulli(logits=_logit_b(p, x[rows], k)))
             pyro.sample("z", dist.Normal(_loc_z(p, x[rows], k, b), _log_sd_z(p, k, b).exp()))
 
-    return Problem(model, guide, lambda parameters: _discrete_loss(case, parameters))
+    form = config_enumerate(guide) if case.enumerated else guide
+    return Problem(model, form, lambda parameters: _discrete_loss(case, parameters))
 
 
 DISCRETE_PARAMETERS = ("rho", "beta", "gamma", "u", "v", "w", "tau", "kappa", "eta")

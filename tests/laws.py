@@ -6,12 +6,12 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from banel_pyro.objectives import BaNEL_ELBO
-from tests.cases import Case, Problem
+from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceGraph_ELBO
+from tests.cases import Case, Problem, X
 
 Values = tuple[float, list[Tensor]]
 
@@ -49,17 +49,57 @@ def assert_mean(samples: Sequence[Tensor] | Tensor, exact: Tensor | float, *, er
 
 
 def law_zero_is_pyro(case: Case) -> None:
-    """Same loss and gradient as Trace_ELBO under the same seed."""
+    """Same loss and gradient as Pyro's form under the same seed."""
     problem = case.build()
     parameters = problem.parameters()
-    ours, theirs = BaNEL_ELBO(lam=0.0, **case.options), Trace_ELBO(**case.options)
+    ours, theirs = case.form(lam=0.0, **case.options), case.pyro_form(**case.options)
     assert_same(*(_seeded(lambda e=elbo: gradients(e, problem, parameters)) for elbo in (ours, theirs)))
     losses = [_seeded(lambda e=elbo: e.loss(problem.model, problem.guide)) for elbo in (ours, theirs)]
     assert_same((losses[0], []), (losses[1], []))
+    if case.pyro_form is TraceGraph_ELBO:
+        return  # it has no differentiable_loss
     surrogates = [_seeded(lambda e=e: e.differentiable_loss(problem.model, problem.guide)) for e in (ours, theirs)]
     values = [torch.autograd.grad(s, list(parameters.values()), allow_unused=True) for s in surrogates]
     found = [[torch.zeros(()) if g is None else g for g in value] for value in values]
     assert_same((surrogates[0].item(), found[0]), (surrogates[1].item(), found[1]))
+
+
+BASELINES: dict[str, Callable[[Tensor], dict[str, Any]]] = {
+    "decaying average": lambda w: {"use_decaying_avg_baseline": True, "baseline_beta": 0.3},
+    "network": lambda w: {"nn_baseline": lambda x: w[0] + w[1] * x, "nn_baseline_input": torch.tensor(X)},
+    "value": lambda w: {"baseline_value": w[0] + w[1] * torch.tensor(X)},
+    "network and average": lambda w: {**BASELINES["network"](w), **BASELINES["decaying average"](w)},
+}
+"""Pyro's baselines of the local discrete site, from two weights that are trained."""
+
+
+def with_baselines(kind: str, weights: Tensor) -> Callable[[Any], Any]:
+    """Gives the global discrete site of a guide a decaying average, and the local one a baseline of some kind."""
+
+    def config(site: Any) -> dict[str, Any]:
+        kinds = {"k": "decaying average", "b": kind}
+        return {"baseline": BASELINES[kinds[site["name"]]](weights)} if site["name"] in kinds else {}
+
+    return lambda guide: poutine.infer_config(guide, config)
+
+
+def _with_two_discrete_sites(form: type) -> Case:
+    return Case("score", "plain", False, False, False, "number", "1", form)
+
+
+def law_zero_is_pyro_with_baselines(kind: str) -> None:
+    """Same losses, gradients and gradients of the baseline as TraceGraph_ELBO, for some steps."""
+    found = []
+    for form in (BaNEL_TraceGraph_ELBO, TraceGraph_ELBO):
+        with pyro.get_param_store().scope():
+            problem = _with_two_discrete_sites(BaNEL_TraceGraph_ELBO).build()
+            parameters = problem.parameters()
+            weights = torch.tensor([0.3, -0.2], requires_grad=True)
+            guide, elbo = with_baselines(kind, weights)(problem.guide), form()
+            parameters["weights of the baseline"] = weights
+            found.append(_seeded(lambda p=parameters: [gradients(elbo, problem, p, guide) for _ in range(4)]))  # noqa: B023
+    for ours, theirs in zip(*found, strict=True):
+        assert_same(ours, theirs)
 
 
 # ---- L2: the tempered guide -----------------------------------------------------------------------------------
@@ -100,28 +140,31 @@ class TemperedMessenger_ELBO(Trace_ELBO):
 
 
 def law_tempered_guide(case: Case) -> None:
-    """With Monte-Carlo terms: exactly Trace_ELBO on the guide scaled by 1 - lambda, under the same seed."""
+    """With Monte-Carlo terms: exactly Pyro's form on the guide scaled by 1 - lambda, under the same seed."""
     problem = case.build()
     parameters = problem.parameters()
-    elbo = BaNEL_ELBO(lam=case.weights, entropy="monte_carlo", **case.options)
+    elbo = case.form(lam=case.weights, entropy="monte_carlo", **case.options)
     ours = _seeded(lambda: gradients(elbo, problem, parameters))
     if case.guide == "messenger":
         theirs = _seeded(lambda: gradients(TemperedMessenger_ELBO(case, **case.options), problem, parameters))
     else:
         tempered = Temper(case)(problem.guide)
-        theirs = _seeded(lambda: gradients(Trace_ELBO(**case.options), problem, parameters, tempered))
+        theirs = _seeded(lambda: gradients(case.pyro_form(**case.options), problem, parameters, tempered))
     assert_same(ours, theirs)
 
 
 # ---- L5: unbiased ---------------------------------------------------------------------------------------------
 
 
-def law_unbiased(case: Case, *, draws: int = 200, entropy: str = "auto") -> None:
-    """Loss and gradient have the exact expectation."""
+def law_unbiased(
+    case: Case, *, draws: int = 200, entropy: str = "auto", configure: Callable[[Any], Any] | None = None
+) -> None:
+    """Loss and gradient have the exact expectation; `configure` may mark sites of the guide."""
     problem = case.build()
     parameters = problem.parameters()
-    elbo = BaNEL_ELBO(lam=case.weights, entropy=entropy, **case.options)
-    samples = [gradients(elbo, problem, parameters) for _ in range(draws)]
+    guide = problem.guide if configure is None else configure(problem.guide)
+    elbo = case.form(lam=case.weights, entropy=entropy, **case.options)
+    samples = [gradients(elbo, problem, parameters, guide) for _ in range(draws)]
     leaves = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
     exact = problem.exact_loss(leaves)
     slopes = torch.autograd.grad(exact, list(leaves.values()), allow_unused=True)
@@ -131,7 +174,13 @@ def law_unbiased(case: Case, *, draws: int = 200, entropy: str = "auto") -> None
             assert_mean([gradient[i] for _, gradient in samples], slope)
 
 
-def law_child_entropy_reaches_the_parent(draws: int = 500) -> None:
+def law_unbiased_with_baselines(kind: str, draws: int = 200) -> None:
+    """A baseline moves no expectation, entropies in the costs or not."""
+    configure = with_baselines(kind, torch.tensor([-4.0, 0.5], requires_grad=True))
+    law_unbiased(_with_two_discrete_sites(BaNEL_TraceGraph_ELBO), draws=draws, configure=configure)
+
+
+def law_child_entropy_reaches_the_parent(form: type = BaNEL_ELBO, draws: int = 500) -> None:
     """A discrete parent that sets its child's spread is paid for the child's entropy."""
     lam = -5.0
 
@@ -153,7 +202,7 @@ def law_child_entropy_reaches_the_parent(draws: int = 500) -> None:
     guide()
     parameters = dict(pyro.get_param_store()._params)
     (slope,) = torch.autograd.grad(exact(parameters), list(parameters.values()))
-    elbo = BaNEL_ELBO(lam={"z": lam})
+    elbo = form(lam={"z": lam}, max_plate_nesting=0)
     assert_mean([gradients(elbo, problem, parameters)[1][0] for _ in range(draws)], slope)
 
 
@@ -164,7 +213,7 @@ def law_entry_points_agree(case: Case) -> None:
     """loss, loss_and_grads, differentiable_loss, the ELBO module and terms give one number under one seed."""
     problem = case.build()
     parameters = problem.parameters()
-    elbo = BaNEL_ELBO(lam=case.weights, **case.options)
+    elbo = case.form(lam=case.weights, **case.options)
     model, guide = problem.model, problem.guide
     loss, gradient = _seeded(lambda: gradients(elbo, problem, parameters))
     differentiable = _seeded(lambda: elbo.differentiable_loss(model, guide))

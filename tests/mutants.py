@@ -7,14 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from banel_pyro.entropy import enumerated, joint
 from banel_pyro.entropy import shannon as entropy_module
-from banel_pyro.objectives import banel
+from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceEnum_ELBO, BaNEL_TraceGraph_ELBO, banel, graph
+from banel_pyro.objectives import enum as enum_form
 from banel_pyro.objectives import trace as trace_form
 from banel_pyro.objectives.trace import Costs
 from banel_pyro.terms import Summand
 from tests import laws
 from tests.cases import CASES, Case
+from tests.test_forms import test_loss_and_gradient_of_dependent_sites as dependent_sites
+from tests.test_forms import test_subsampled_plates_have_the_expectation_of_full_ones as batches
+from tests.test_forms import test_terms_of_a_guide_that_is_summed_over_are_the_exact_sums as exact_rows
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -82,12 +88,120 @@ def plate_factor_squared(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(entropy_module, "scale_and_mask", lambda x, scale, mask: original(x, scale * scale, mask))
 
 
+# ---- Rényi entropies and the other forms ------------------------------------------------------------------------
+
+
+def no_score_term_of_renyi(patch: pytest.MonkeyPatch) -> None:
+    """A Rényi entropy from draws that are not reparameterised has the gradient of its value alone."""
+    patch.setattr(joint, "_score_function", lambda site: None)
+
+
+def renyi_estimate_detached(patch: pytest.MonkeyPatch) -> None:
+    """A Rényi entropy from draws has its score term alone."""
+    original = joint.renyi_from_log_q
+    patch.setattr(joint, "renyi_from_log_q", lambda log_q, alpha, dim: original(log_q.detach(), alpha, dim))
+
+
+def closed_renyi_unscaled(patch: pytest.MonkeyPatch) -> None:
+    """Rényi entropies in closed form ignore plates."""
+    original = joint.scale_and_mask
+    patch.setattr(joint, "scale_and_mask", lambda x, scale, mask: original(x, 1.0, mask))
+
+
+def sums_of_renyi_entropies(patch: pytest.MonkeyPatch) -> None:
+    """Rényi entropies of dependent sites are added."""
+    patch.setattr(banel, "components", lambda parents: [(name,) for name in parents])
+
+
+def first_site_alone(patch: pytest.MonkeyPatch) -> None:
+    """The joint log q of dependent sites is that of the first of them."""
+    original = joint._from_particles
+    patch.setattr(joint, "_from_particles", lambda q, alpha: original(q[:1], alpha))
+
+
+def order_ignored(patch: pytest.MonkeyPatch) -> None:
+    """The penalty is Shannon's entropy whatever the order."""
+    original = banel.EntropyWeighted.__init__
+    patch.setattr(
+        banel.EntropyWeighted, "__init__", lambda self, lam, alpha=1.0, **options: original(self, lam, **options)
+    )
+
+
+def no_provenance(patch: pytest.MonkeyPatch) -> None:
+    """In the graph form no site pays for anything."""
+    patch.setattr(graph, "get_provenance", lambda value: frozenset())
+
+
+def own_provenance_alone(patch: pytest.MonkeyPatch) -> None:
+    """In the graph form a global site does not pay for the local ones."""
+    original = graph.get_provenance
+    patch.setattr(graph, "get_provenance", lambda x: original(x) - (frozenset({"k"}) if x.dim() else frozenset()))
+
+
+def baseline_of_the_current_draw(patch: pytest.MonkeyPatch) -> None:
+    """The decaying average holds the gain from which it is subtracted."""
+    original = graph.decaying_average
+    patch.setattr(graph, "decaying_average", lambda *args: beta_mean(original(*args), *args[1:]))
+
+
+def beta_mean(old: Tensor, gain: Tensor, beta: float) -> Tensor:
+    """The average after a step."""
+    return beta * old + (1 - beta) * gain
+
+
+def baseline_untrained(patch: pytest.MonkeyPatch) -> None:
+    """The loss that trains a baseline is left out."""
+    original = graph.baseline_of
+    patch.setattr(graph, "baseline_of", lambda site, gain: (original(site, gain)[0], 0.0))
+
+
+def penalty_missing_downstream(patch: pytest.MonkeyPatch) -> None:
+    """In the graph form the entropies are in nobody's cost."""
+    patch.setattr(
+        graph.GraphTotals,
+        "loss_summands",
+        property(lambda self: [s.weighted(-1.0) for s in self.bound.log_likelihood] + self.bound.kl),
+    )
+
+
+def no_power_of_renyi(patch: pytest.MonkeyPatch) -> None:
+    """The sum over all values is of q, not of q to the power of alpha."""
+    original = enumerated._power
+    patch.setattr(enumerated, "_power", lambda site, alpha: original(site, 1.0))
+
+
+def mask_ignored_by_enumeration(patch: pytest.MonkeyPatch) -> None:
+    """Sums over all values ignore masks."""
+    original = enumerated._power
+
+    def power(site: Any, alpha: float) -> Tensor:
+        return original({**site, "packed": {**site["packed"], "mask": None}}, alpha)
+
+    patch.setattr(enumerated, "_power", power)
+
+
+def enumeration_unscaled(patch: pytest.MonkeyPatch) -> None:
+    """Sums over all values ignore the factor of a subsampled plate."""
+    patch.setattr(enumerated, "common_scale", lambda densities, alpha: 1.0)
+
+
+def values_unweighted(patch: pytest.MonkeyPatch) -> None:
+    """The entropies of enumerated sites are summed over values without their probabilities."""
+    patch.setattr(enum_form.EnumTotals, "_expected", lambda self, summands: enum_form.total(summands))
+
+
+def rows_unweighted(patch: pytest.MonkeyPatch) -> None:
+    """The terms of a row are those of the last of the enumerated values."""
+    patch.setattr(enum_form, "marginal", lambda summand, trace: summand.value[-1])
+
+
 def _pick(**wanted: Any) -> Case:
     return next(case for case in CASES if all(getattr(case, name) == value for name, value in wanted.items()))
 
 
 PLAIN = {"guide": "plain", "particles": "1", "lam": "number"}
 SCORE = _pick(**PLAIN, estimator="score", subsampled=False, scaled=False, masked=False)
+GRAPH = replace(SCORE, form=BaNEL_TraceGraph_ELBO)
 SMOOTH = _pick(**PLAIN, estimator="reparameterised", subsampled=False, scaled=False, masked=False)
 SUBSAMPLED = _pick(**PLAIN, estimator="reparameterised", subsampled=True, scaled=False, masked=False)
 SCALED = _pick(**PLAIN, estimator="reparameterised", subsampled=False, scaled=True, masked=False)
@@ -108,5 +222,34 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "sign flipped, against Pyro": (sign_flipped, partial(laws.law_tempered_guide, SMOOTH)),
     "child entropy missing in the parent's cost": (child_entropy_missing, laws.law_child_entropy_reaches_the_parent),
     "log q counted twice": (own_entropy_counted_twice, partial(sampled, SMOOTH)),
+    "no score term of Rényi": (no_score_term_of_renyi, partial(dependent_sites, BaNEL_ELBO, -1.0, 2.0)),
+    "no score term of Rényi (graph)": (
+        no_score_term_of_renyi,
+        partial(dependent_sites, BaNEL_TraceGraph_ELBO, -1.0, 0.5),
+    ),
+    "Rényi estimate detached": (renyi_estimate_detached, partial(dependent_sites, BaNEL_ELBO, -1.0, 2.0)),
+    "closed form of Rényi unscaled": (closed_renyi_unscaled, partial(batches, BaNEL_TraceEnum_ELBO, 2.0, False, False)),
+    "sum of Rényi entropies": (sums_of_renyi_entropies, partial(dependent_sites, BaNEL_TraceEnum_ELBO, 2.0, 2.0)),
+    "joint log q of one site": (first_site_alone, partial(dependent_sites, BaNEL_ELBO, -1.0, 0.5)),
+    "order ignored": (order_ignored, partial(dependent_sites, BaNEL_TraceEnum_ELBO, 0.5, 2.0)),
+    "no provenance": (no_provenance, partial(unbiased, GRAPH, draws=150)),
+    "own provenance alone": (own_provenance_alone, partial(unbiased, GRAPH, draws=150)),
+    "baseline of the current draw": (
+        baseline_of_the_current_draw,
+        partial(laws.law_unbiased_with_baselines, "decaying average"),
+    ),
+    "baseline untrained": (baseline_untrained, partial(laws.law_zero_is_pyro_with_baselines, "network")),
+    "penalty missing downstream": (
+        penalty_missing_downstream,
+        partial(laws.law_child_entropy_reaches_the_parent, BaNEL_TraceGraph_ELBO, draws=200),
+    ),
+    "no power of Rényi": (no_power_of_renyi, partial(dependent_sites, BaNEL_TraceEnum_ELBO, 0.5, 2.0)),
+    "mask ignored by enumeration": (
+        mask_ignored_by_enumeration,
+        partial(batches, BaNEL_TraceEnum_ELBO, 2.0, True, True),
+    ),
+    "enumeration unscaled": (enumeration_unscaled, partial(batches, BaNEL_TraceEnum_ELBO, 0.5, False, True)),
+    "values unweighted": (values_unweighted, partial(dependent_sites, BaNEL_TraceEnum_ELBO, 0.5, 1.0)),
+    "values unweighted in the rows": (rows_unweighted, exact_rows),
 }
 """Each mutant, and the law that must notice it."""

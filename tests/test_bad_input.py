@@ -1,5 +1,6 @@
 """Bad input is refused before anything is trained, with the name, the value and what to do instead."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 
-from banel_pyro import BaNEL_ELBO, FitResult, Linear, Pair, Piecewise, fit, to_arviz
+from banel_pyro import (
+    BaNEL_ELBO,
+    BaNEL_TraceEnum_ELBO,
+    BaNEL_TraceGraph_ELBO,
+    FitResult,
+    Linear,
+    Pair,
+    Piecewise,
+    fit,
+    to_arviz,
+)
 from models import data as model_data
 from models import vae
 
@@ -77,6 +91,72 @@ def images_free_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(3)), 1.0).to_event(1))
 
 
+def two_scales(x: Tensor) -> None:
+    """z depends on a, and counts thrice."""
+    a = pyro.sample("a", dist.Normal(pyro.param("m", torch.tensor(0.1)), 0.5))
+    with pyro.plate("data", N), poutine.scale(scale=3.0):
+        pyro.sample("z", dist.Normal(a + 0.5 * x, 0.5))
+
+
+def drawn_as(fn: Any) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
+    """A model and a guide of one site g, for which the guide has a distribution of its own."""
+
+    def of_model(x: Tensor) -> None:
+        support = fn().support
+        prior = {constraints.positive: dist.Gamma(1.0, 1.0), constraints.real: dist.Normal(0.0, 1.0)}
+        g = pyro.sample("g", next((p for s, p in prior.items() if support is s), dist.Beta(2.0, 2.0)))
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(g, 1.0), obs=x)
+
+    def of_guide(x: Tensor) -> None:
+        pyro.sample("g", fn())
+
+    return of_model, of_guide
+
+
+def choice_model(x: Tensor) -> None:
+    with pyro.plate("data", N):
+        k = pyro.sample("k", dist.Categorical(torch.ones(2) / 2))
+        pyro.sample("x", dist.Normal(k.to(x.dtype), 1.0), obs=x)
+
+
+@config_enumerate
+def enumerated_guide(x: Tensor) -> None:
+    with pyro.plate("data", N):
+        pyro.sample("k", dist.Categorical(logits=pyro.param("m", torch.tensor([0.1, 0.1])) * x[:, None]))
+
+
+def choices_model(x: Tensor) -> None:
+    j = pyro.sample("j", dist.Bernoulli(torch.tensor(0.5)))
+    with pyro.plate("data", N):
+        k = pyro.sample("k", dist.Bernoulli(0.2 + 0.6 * j))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+
+@config_enumerate
+def enumerated_chain(x: Tensor) -> None:
+    j = pyro.sample("j", dist.Bernoulli(logits=pyro.param("m", torch.tensor(0.1))))
+    with pyro.plate("data", N):
+        pyro.sample("k", dist.Bernoulli(logits=x + j))
+
+
+def half_enumerated(x: Tensor) -> None:
+    j = pyro.sample("j", dist.Bernoulli(logits=pyro.param("m", torch.tensor(0.1))))
+    with pyro.plate("data", N):
+        pyro.sample("k", dist.Bernoulli(logits=x + j), infer={"enumerate": "parallel"})
+
+
+def many(alpha: float) -> BaNEL_ELBO:
+    return BaNEL_ELBO(alpha=alpha, num_particles=5, vectorize_particles=True)
+
+
+def drawn(fn: Any, alpha: float, lam: Any = 0.3, form: Any = BaNEL_ELBO) -> dict[str, Any]:
+    """Options of fit for a guide that draws one site from a distribution."""
+    of_model, of_guide = drawn_as(fn)
+    return {"model": of_model, "guide": of_guide, "objective": form(alpha=alpha), "lam": lam}
+
+
+FORMS = (BaNEL_ELBO, BaNEL_TraceGraph_ELBO, BaNEL_TraceEnum_ELBO)
 NET = nn.Linear(3, 3)
 PIXELS = torch.randint(0, 256, (N, 3), dtype=torch.uint8)
 
@@ -139,6 +219,126 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"guide": AutoNormal, "validation": torch.zeros(6)},
         r"validation: the guide has .* for each row of plate 'data'",
     ),
+    # orders that a support does not have
+    **{
+        f"{name}_of_a_continuous_site_{form.__name__}": (
+            {"objective": form(alpha=alpha), "lam": {"a": 0.3}},
+            rf"alpha={name} \({words}\) of Normal: it is for finite supports only \(B.*Write .* alpha={instead} ",
+        )
+        for form in FORMS[:2]
+        for name, alpha, words, instead in (
+            ("0", 0.0, "Hartley entropy", "0.1"),
+            ("inf", math.inf, "min-entropy", "100.0"),
+        )
+    },
+    # infinite entropies as a penalty
+    "infinite_gamma": (
+        drawn(lambda: dist.Gamma(0.3, 1.0), 2.0),
+        r"alpha=2 at site 'g': the Rényi entropy of its Gamma is -inf.*alpha nearer to 1 \(alpha=1.0 is always finite",
+    ),
+    "infinite_beta_in_a_reward": (
+        drawn(lambda: dist.Beta(0.4, 2.0), 3.0, lam=-0.3, form=BaNEL_TraceGraph_ELBO),
+        r"alpha=3 at site 'g': the Rényi entropy of its Beta is -inf",
+    ),
+    "infinite_student": (
+        drawn(lambda: dist.StudentT(0.5), 0.5, form=BaNEL_TraceGraph_ELBO),
+        r"alpha=0.5 at site 'g': the Rényi entropy of its StudentT is \+inf.*alpha nearer to 1",
+    ),
+    # a point mass under a penalty, whatever the order
+    "point_mass": (
+        {"guide": AutoDelta, "objective": BaNEL_ELBO(alpha=2.0), "lam": {"a": -0.3}},
+        r"lam=-0.3 at site 'a'.*point mass \(Delta\): its entropy is -inf.*leaves this site out, use lam=0, or",
+    ),
+    "bare_delta": (
+        drawn(lambda: dist.Delta(pyro.param("m", torch.tensor(0.1)).sigmoid()), 0.5, form=BaNEL_TraceGraph_ELBO),
+        r"lam=0.3 at site 'g'.*point mass \(Delta\).*give the site a guide with a density",
+    ),
+    # sites that depend on each other
+    **{
+        f"dependent_{form.__name__}": (
+            {"objective": form(alpha=2.0), "lam": -0.3},
+            r"alpha=2: \['a', 'z'\] depend on each other.*num_particles=10 or more with vectorize_particles=True",
+        )
+        for form in FORMS[:2]
+    },
+    "not_vectorised": (
+        {"objective": BaNEL_ELBO(alpha=0.5, num_particles=20), "lam": 0.3},
+        r"alpha=0.5: \['a', 'z'\] depend on each other.*vectorize_particles=True",
+    ),
+    "no_closed_form": (
+        drawn(lambda: dist.VonMises(0.0, 1.0), 2.0, lam=-0.3),
+        r"alpha=2: 'g' has no closed form.*num_particles=10 or more with vectorize_particles=True, leave the site out",
+    ),
+    "closed_form_of_a_joint_density": (
+        {"objective": BaNEL_ELBO(alpha=2.0, entropy="closed_form"), "lam": -0.3},
+        r"entropy='closed_form', but the Rényi entropy of \['a', 'z'\] at alpha=2 has no closed form. Use",
+    ),
+    "child_alone": (
+        {"objective": many(2.0), "lam": {"z": 0.3}},
+        r"alpha=2 with lam=0.3 at site 'z' and lam=0.0 at 'a', on which it depends.*Give 'a' the same lam, leave",
+    ),
+    "two_lams": (
+        {"objective": many(0.5), "lam": {"z": 0.3, "a": 0.2}},
+        r"alpha=0.5 with lam=0.3 at site 'z' and lam=0.2",
+    ),
+    "across_a_subsampled_plate": (
+        {"objective": many(0.5), "lam": 0.3, "batch_size": 3},
+        r"\['a', 'z'\] depend on each other across the subsampled plate 'data' \(3 of 6 rows\).*Pass all rows",
+    ),
+    "across_the_last_batch": (
+        {"objective": many(0.5), "lam": Linear(0.0, 0.3, over=5), "batch_size": 4},
+        r"depend on each other across the subsampled plate 'data' \(4 of 6 rows\)",
+    ),
+    "different_scales": (
+        {"guide": two_scales, "objective": many(2.0), "lam": -0.3},
+        r"\['a', 'z'\] have different scales \['1.0', '3.0'\].*Put one poutine.scale with one number around all",
+    ),
+    # penalties that a spike of little mass lets fall without end
+    **{
+        f"spike_{form.__name__}": (
+            {"objective": form(alpha=2.0, num_particles=5, vectorize_particles=True), "lam": 0.3},
+            r"lam=0.3 with alpha=2 at \['a', 'z'\].*spike.*falls without bound.*alpha <= 1.*allow_unbounded=True",
+        )
+        for form in FORMS[:2]
+    },
+    "spike_of_a_mixture": (
+        drawn(lambda: dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), 1.0)), 1.5),
+        r"lam=0.3 with alpha=1.5 at \['g'\].*spike.*allow_unbounded=True",
+    ),
+    # enumeration
+    **{
+        f"enumerated_{form.__name__}": (
+            {"model": choice_model, "guide": enumerated_guide, "objective": form()},
+            r"guide's sites \['k'\] are configured for enumeration.*Use BaNEL_TraceEnum_ELBO.*config_enumerate off",
+        )
+        for form in (BaNEL_ELBO, BaNEL_TraceGraph_ELBO)
+    },
+    "enumerated_by_default": (
+        {"model": choice_model, "guide": enumerated_guide},
+        r"guide's sites \['k'\] are configured for enumeration.*Use BaNEL_TraceEnum_ELBO",
+    ),
+    "enumerated_across_a_subsampled_plate": (
+        {"model": choices_model, "guide": enumerated_chain, "objective": BaNEL_TraceEnum_ELBO(alpha=2.0), "lam": 0.3}
+        | {"batch_size": 3},
+        r"\['j', 'k'\] depend on each other across the subsampled plate 'data' \(3 of 6 rows\)",
+    ),
+    "enumerated_at_infinity": (
+        {
+            "model": choices_model,
+            "guide": enumerated_chain,
+            "objective": BaNEL_TraceEnum_ELBO(alpha=math.inf),
+            "lam": 0.3,
+        },
+        r"alpha=inf: \['j', 'k'\] depend on each other, and their joint Rényi entropy is for 0 < alpha < inf",
+    ),
+    "half_enumerated": (
+        {"model": choices_model, "guide": half_enumerated, "objective": BaNEL_TraceEnum_ELBO(alpha=2.0), "lam": 0.3},
+        r"alpha=2: \['j', 'k'\] depend on each other, and only \['k'\] are summed over. Enumerate all of them",
+    ),
+    "missing_under_the_enumerated_form": (
+        {"guide": missing_site, "objective": BaNEL_TraceEnum_ELBO()},
+        r"latent sites \['z'\] are missing from the guide.*Discrete ones can be summed out.*BaNEL_TraceEnum_ELBO",
+    ),
 }
 
 
@@ -165,6 +365,14 @@ def test_unbounded_penalties_are_accepted_where_they_are_wanted() -> None:
     fit(model, guide, rows(), objective=BaNEL_ELBO(allow_unbounded=True), lam=1.2, steps=2, progress=False)
 
 
+@pytest.mark.parametrize(("alpha", "lam", "allowed"), [(2.0, 0.3, True), (2.0, -0.3, False), (0.5, 0.3, False)])
+def test_joint_penalties_are_accepted_where_they_have_a_minimum(alpha: float, lam: float, allowed: bool) -> None:
+    particles = {"num_particles": 5, "vectorize_particles": True}
+    objective = BaNEL_ELBO(alpha=alpha, allow_unbounded=allowed, **particles)
+    result = fit(model, guide, rows(), objective=objective, lam=lam, steps=2, progress=False)
+    assert np.isfinite(result.history["penalty"]).all()
+
+
 def test_a_schedule_of_the_users_own_is_asked_for_its_first_lam() -> None:
     seen: list[int] = []
 
@@ -182,6 +390,70 @@ def test_a_schedule_of_the_users_own_is_asked_for_its_first_lam() -> None:
 def test_a_lam_that_is_no_number_is_refused(lam: Any) -> None:
     with pytest.raises(TypeError, match=r"lam=.*expected a number"):
         fit(model, guide, rows(), lam=lam, steps=10, progress=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("alpha", "error", "words"),
+    [
+        (-1.0, ValueError, r"alpha=-1.0: the order of a Rényi entropy must be >= 0. Write alpha=1.0 for Shannon's"),
+        (math.nan, ValueError, r"alpha=nan: the order .* must be >= 0. Write alpha=1.0"),
+        (-math.inf, ValueError, r"alpha=-inf: the order"),
+        ("2", TypeError, r"alpha='2' is a str: expected a number >= 0.*Write alpha=1.0"),
+        (None, TypeError, r"alpha=None is a NoneType: expected a number"),
+        (True, TypeError, r"alpha=True is a bool: expected a number"),
+        (torch.tensor(2.0), TypeError, r"alpha=tensor\(2.\) is a Tensor: expected a number.*float\(x\) for a tensor x"),
+    ],
+)
+def test_orders_that_are_none_are_refused(form: Any, alpha: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        form(0.3, alpha=alpha)
+
+
+def test_the_enumerated_form_has_no_closed_form_kl() -> None:
+    with pytest.raises(ValueError, match=r"kl='closed_form'.*summed out.*Use kl='monte_carlo', which is exact"):
+        BaNEL_TraceEnum_ELBO(0.3, kl="closed_form")
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (BaNEL_TraceEnum_ELBO, r"objective is a BaNEL_TraceEnum_ELBO: .*such as BaNEL_ELBO\(\)"),
+        (Trace_ELBO(), r"objective is a Trace_ELBO: .*With lam=0 it is Pyro's Trace_ELBO"),
+        ("trace", r"objective is a str: expected a banel_pyro objective"),
+        (lambda model, guide: 0.0, r"objective is a function: expected a banel_pyro objective"),
+    ],
+)
+def test_an_objective_of_another_kind_is_refused(objective: Any, words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        fit(model, guide, rows(), objective=objective, steps=1, progress=False)
+
+
+def test_a_row_of_a_sum_has_no_terms() -> None:
+    def summed(x: Tensor) -> None:
+        with pyro.plate("data", N):
+            k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.5)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    elbo = BaNEL_TraceEnum_ELBO(max_plate_nesting=1)
+    with pytest.raises(
+        ValueError, match=r"terms_per_datum: the model's latent sites \['k'\] are summed out.*Use terms"
+    ):
+        elbo.terms_per_datum(summed, lambda x: None, rows())
+
+
+def test_an_entropy_that_becomes_infinite_stops_the_run() -> None:
+    """Not at the first step: the shape falls below a half while it is trained."""
+
+    def of_guide(x: Tensor) -> None:
+        shape = pyro.param("shape", torch.tensor(0.7), constraint=constraints.positive)
+        pyro.sample("g", dist.Gamma(shape, 1.0))
+
+    of_model = drawn_as(lambda: dist.Gamma(1.0, 1.0))[0]
+    objective = BaNEL_ELBO(alpha=2.0)
+    with pytest.raises(ValueError, match=r"alpha=2 at site 'g': the Rényi entropy of its Gamma is -inf") as stopped:
+        fit(of_model, of_guide, rows(), objective=objective, lam=0.9, steps=200, lr=0.1, seed=0, progress=False)
+    assert "This happened in fit, at step" in stopped.value.__notes__[0]
 
 
 @pytest.mark.parametrize("call", ["fit", "to_arviz"])

@@ -15,6 +15,7 @@ from banel_pyro.report import plots
 DEMO_FOLDER = Path(__file__).parents[1] / "demos"
 
 DEMOS: dict[str, list[str]] = {
+    "bandit": ["--steps", "150", "--pulls", "256", "--gradients", "20", "--seeds", "0", "1"],
     "bare_svi": ["--steps", "300"],
     "eight_schools": ["--steps", "1500", "--draws", "200"],
     "frontier": ["--steps", "60", "--draws", "20", "--lams", "-0.5", "0.4", "--seeds", "0", "1"],
@@ -24,15 +25,21 @@ DEMOS: dict[str, list[str]] = {
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
     "speed": ["--quick", "--json", "runs/speed.json"],
+    "tokens": [
+        *("--steps", "120", "--seeds", "0", "1", "--weights", "1", "--alphas", "0.5"),
+        *("--length", "8", "--particles", "32", "--texts", "100"),
+    ],
 }
 
 PICTURES = {
+    "bandit": {"bandit.png"},
     "eight_schools": {"collapse.png", "forest.png", "pair.png", "posterior.png"},
     "frontier": {"frontier.png"},
     "gallery": {f"{name.removeprefix('plot_')}.png" for name in plots.__all__ if name.startswith("plot_")},
     "lambda_curve": {"lambda_curve.png"},
     "modes": {"modes.png"},
     "quickstart": {"quickstart.png"},
+    "tokens": {"tokens.png"},
 }
 
 
@@ -98,13 +105,44 @@ def numbers_are_complete(printed: str) -> None:
     assert all(len(way["s_per_epoch"]) == 1 for way in found["epochs"]["MNIST, 128"].values())
 
 
+def policies_reach_the_optimum(printed: str) -> None:
+    """Every policy is near the exact one; bonuses at one price earn the same and buy their own entropy."""
+    table = pd.read_csv("runs/bandit/bandit.csv")
+    assert len(table) == 2 * 9
+    assert table["excess"].between(-1e-9, 0.15).all()  # no policy is below the exact minimum
+    assert (table["tv"] < 0.04).all()
+    priced = table[(table["comparison"] == "same price") & (table["seed"] == 0)].set_index("alpha")
+    assert priced["exact_reward"].to_list() == pytest.approx([priced["exact_reward"][1.0]] * 4, abs=1e-6)
+    for alpha in (0.5, 1.0, 2.0, 5.0):
+        assert priced[f"exact_H_{alpha:g}"].idxmax() == alpha
+    noise = pd.read_csv("runs/bandit/noise.csv")
+    assert (noise["graph"] < noise["trace"]).all()
+    assert "alpha = 5: several for" in printed
+
+
+def bonus_cures_repetition(printed: str) -> None:
+    """Without a bonus texts repeat themselves and each other; gibberish is what pays for an order below 1."""
+    table = pd.read_csv("runs/tokens/tokens.csv")
+    means = table.groupby(["name", "loss"])[["repeated", "same", "renyi", "entropy"]].mean()
+    for loss in table["loss"].unique():
+        none, shannon = means.loc[("none", loss)], means.loc[("Shannon", loss)]
+        assert none["repeated"] > 2 * shannon["repeated"]
+        assert none["same"] > 0.8
+        assert shannon["same"] < 0.1
+    text = means.loc[("Rényi 0.5 of text", "exact")]
+    assert text["renyi"] > 15
+    assert text["entropy"] < 5
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
+    "bandit": policies_reach_the_optimum,
     "bare_svi": says_exact,
     "eight_schools": says_collapse,
     "frontier": narrows_along_the_frontier,
     "lambda_curve": points_lie_on_the_curve,
     "modes": modes_survive_where_they_should,
     "speed": numbers_are_complete,
+    "tokens": bonus_cures_repetition,
 }
 
 

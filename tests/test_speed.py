@@ -2,7 +2,8 @@
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,22 @@ from pyro.infer import Trace_ELBO
 
 from banel_pyro import Pair, Split
 from demos import speed
-from demos.benchmark import problems, timing
+from demos.benchmark import entropies, problems, timing
+from demos.benchmark.entropies import ENTROPIES, Stepper, families, step_problems, step_ways
 from demos.benchmark.problems import Problem, digits_vae, mnist_images, mnist_vae, noncentered_schools, vae_by_hand
-from demos.benchmark.timing import Lengths, Run, Table, check_losses, final_loss, measure, measure_all, ratios
+from demos.benchmark.timing import (
+    Comparison,
+    Lengths,
+    Run,
+    Table,
+    Time,
+    check_losses,
+    compare,
+    final_loss,
+    measure,
+    measure_all,
+    ratios,
+)
 from demos.benchmark.ways import EPOCH_WAYS, HAS_PYTHAE, LAM, STEP_WAYS, Way
 from models import data, vae
 
@@ -142,6 +156,63 @@ def test_a_penalty_adds_no_second_pass() -> None:
     assert plain.total() <= graphs["Pyro"].total()
 
 
+@pytest.mark.parametrize("name", ["Categorical, logits", "Categorical, probs", "MultivariateNormal", "Normal"])
+def test_entropies_are_of_the_same_distributions(name: str) -> None:
+    """Ours is torch's; Rényi's falls in alpha, is next to it at alpha = 1.01; all have gradients."""
+    family = families()[name]
+    torch_s, ours, *renyi = (entropy(family.make(family.leaf)).mean() for entropy in ENTROPIES.values())
+    assert list(ENTROPIES) == ["torch", "ours", "alpha = 0.5", "alpha = 1.01", "alpha = 2"]
+    assert ours.item() == pytest.approx(torch_s.item(), rel=1e-5)
+    assert renyi[0] > torch_s > renyi[1] > renyi[2]
+    assert renyi[1].item() == pytest.approx(torch_s.item(), rel=0.02)
+    for entropy in (torch_s, ours, *renyi):
+        (gradient,) = torch.autograd.grad(entropy, family.leaf)
+        assert gradient.isfinite().all()
+        assert gradient.any()
+
+
+def test_a_call_takes_the_entropy_of_a_new_distribution() -> None:
+    family, seen = families()["Normal"], []
+    for backward in (False, True):
+        with entropies.entropy_call(family, lambda fn: seen.append(fn) or fn.entropy(), backward=backward) as call:
+            (found,) = call() if backward else [call()]
+        assert found.shape == family.leaf.shape
+    assert torch.equal(found, 1 / family.leaf)  # d/ds log s
+    assert seen[0] is not seen[1]
+
+
+@pytest.mark.parametrize("name", step_problems())
+def test_steps_are_of_the_same_loss(name: str) -> None:
+    """From the same draws: Pyro's loss is ours at lam = 0, gradients too; the penalties change it, and differ."""
+    losses, gradients = {}, {}
+    torch.manual_seed(0)
+    ways = step_ways(step_problems()[name])
+    start = [parameter.detach().clone() for parameter in ways["Pyro"].parameters]
+    for way, stepper in ways.items():
+        with torch.no_grad():
+            for parameter, value in zip(stepper.parameters, start, strict=True):
+                parameter.copy_(value)
+        torch.manual_seed(1)
+        with stepper.ready():
+            losses[way] = stepper.elbo.loss_and_grads(stepper.model, stepper.guide, stepper.rows)
+        gradients[way] = [parameter.grad.clone() for parameter in stepper.parameters]
+    assert losses["lam = 0"] == pytest.approx(losses["Pyro"], rel=1e-5)
+    for ours, pyros in zip(gradients["lam = 0"], gradients["Pyro"], strict=True):
+        assert torch.allclose(ours, pyros, rtol=1e-3, atol=1e-3 * float(pyros.abs().max()))
+    assert len({round(loss, 2) for loss in losses.values()}) == 3
+
+
+def test_a_step_leaves_no_gradient_and_no_parameter_behind() -> None:
+    stepper = step_ways(step_problems()["graph, 8 bits"])["Pyro"]
+    with stepper.ready() as step:
+        step()
+        assert "__baseline_avg_downstream_cost_z" in pyro.get_param_store()
+    assert isinstance(stepper, Stepper)
+    assert len(stepper.parameters) == 4
+    assert not any(parameter.grad.any() for parameter in stepper.parameters)
+    assert not list(pyro.get_param_store().keys())
+
+
 # The arithmetic, on made-up times
 
 
@@ -197,6 +268,52 @@ def test_ratios_are_taken_within_rounds() -> None:
     runs = {"ours": [Run(1.0, 3.0, 0, []), Run(2.0, 6.0, 0, [])], "base": [Run(2.0, 2.0, 0, []), Run(4.0, 4.0, 0, [])]}
     assert ratios(runs, "ours", "base") == [0.5, 0.5]
     assert ratios(runs, "ours", "base", "cpu") == [1.5, 1.5]
+
+
+def test_calls_take_turns_and_a_round_is_their_median(clock: dict[str, float]) -> None:
+    """Preparing a call does not count, nor does the first round, nor a call that was interrupted."""
+    seen: list[str] = []
+
+    def calling(name: str, seconds: float) -> timing.CallWay:
+        @contextmanager
+        def way() -> Iterator[timing.Call]:
+            clock["wall"] += 100.0
+            seen.append(name)
+            late = 50.0 if seen.count(name) % 3 == 0 else 0.0
+            yield lambda: clock.update(wall=clock["wall"] + seconds + late, cpu=clock["cpu"] + 2 * seconds)
+
+        return way
+
+    times = compare({"a": calling("a", 1.0), "b": calling("b", 3.0)}, repeats=2, calls=3)
+    assert times == {"a": [Time(1.0, 2.0)] * 2, "b": [Time(3.0, 6.0)] * 2}
+    assert all(set(seen[i : i + 2]) == {"a", "b"} for i in range(0, 18, 2))
+    assert seen[::2].count("a") not in (0, 9)  # neither is always the first
+
+
+@pytest.fixture
+def compared() -> Comparison:
+    """Two ways over a base, one above its bar by CPU time."""
+    base, slow, fine = [Time(1.0, 1.0)] * 3, [Time(1.1, 1.3)] * 3, [Time(4.0, 1.2)] * 3
+    bars = {"slow": 1.2, "fine": 1.2}
+    return Comparison("µs a call", 1e6, "torch", bars, {"X": {"torch": base, "slow": slow, "fine": fine}})
+
+
+def test_what_is_above_its_bar_is_named(compared: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compared.over() == {("X", "slow"): pytest.approx(1.3)}
+    assert compared.over("wall") == {("X", "fine"): pytest.approx(4.0)}
+    timing.print_comparison(compared)
+    said = capsys.readouterr().out
+    assert said.count("bar 1.20") == 3  # twice in the head
+    assert "X: 'slow' takes 1.30 of the CPU time of 'torch', above its bar 1.20." in said
+    found = timing.comparison_figures(compared)["X"]
+    assert [found[way].get("within_bar") for way in ("torch", "slow", "fine")] == [None, False, True]
+    assert found["fine"]["over_torch"] == [4.0] * 3
+    assert found["fine"]["cpu_us_per_call"] == pytest.approx([1.2e6] * 3)
+
+
+def test_nothing_above_its_bar_is_said_too(compared: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    timing.print_comparison(replace(compared, bars={"fine": 1.2}))
+    assert "By CPU time, every ratio is within its bar." in capsys.readouterr().out
 
 
 def test_spread_shows_three_digits() -> None:
@@ -262,11 +379,31 @@ def test_output_and_json(
     assert found["images"].startswith("random")
 
 
+def test_bars_in_output_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables with bars, for real, without the others."""
+    path = tmp_path / "speed.json"
+    words = ["--tables", "entropies", "forms", "--quick", "--rows", "256", "--json", str(path)]
+    speed.main(speed.parse(words))
+    said = capsys.readouterr().out
+    assert "1 repeats of 2 calls" in said
+    assert "final losses" not in said
+    found = json.loads(path.read_text())
+    assert len(found["entropies"]) == 8
+    assert list(found["forms"]) == list(step_problems())
+    bars = {way: figures.get("bar") for way, figures in found["forms"]["graph, 8 bits"].items()}
+    assert bars == {"Pyro": None, "lam = 0": 1.05, "lam = 0.4": 1.05, "lam = 0.4, alpha = 2": None}
+    shown = [figures.get("bar") for figures in found["entropies"]["Normal, forward"].values()]
+    barred = [figures.get("bar") for figures in found["entropies"]["Normal, and backward"].values()]
+    assert (shown, barred) == ([None] * 5, [None, 1.2, *[1.5] * 3])
+
+
 def test_pythae_is_a_way_where_it_is_installed() -> None:
     assert ("pythae" in EPOCH_WAYS) == HAS_PYTHAE
 
 
-@pytest.mark.parametrize(("option", "value"), [("epochs", "1"), ("repeats", "0"), ("steps", "10"), ("rows", "8")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("epochs", "1"), ("repeats", "0"), ("steps", "10"), ("rows", "8"), ("calls", "0")]
+)
 def test_sizes_that_cannot_be_are_refused(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         speed.parse([f"--{option}", value])

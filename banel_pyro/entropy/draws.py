@@ -60,14 +60,22 @@ class GuideDraws:
         """The densities of the guide at so many draws."""
         yield self.first
         for _ in range(count - 1):
-            yield guide_densities(self._reference, self._trace())
+            yield self._as_first(guide_densities(self._reference, self._trace()))
 
     def enumerated(self, count: int) -> Iterator[tuple[Densities, Any]]:
         """The same with all values of the sites that are marked for it, and the trace they are packed in."""
         for _ in range(count):
             trace = self._scored(enumerated_trace(self.guide, self._args, self._kwargs, self._nesting))
             trace.pack_tensors()
-            yield guide_densities(self._reference, trace), trace
+            yield self._as_first(guide_densities(self._reference, trace)), trace
+
+    def _as_first(self, densities: Densities) -> Densities:
+        if densities.keys() != self.first.keys():
+            raise ValueError(
+                f"the guide draws the sites {list(densities)} at one call and {list(self.first)} at another: expected "
+                "the same at each. Write a subsampled plate with `with pyro.plate(...)`, not as a loop over rows."
+            )
+        return densities
 
     def _trace(self) -> Any:
         return self._scored(prune_subsample_sites(poutine.trace(self.guide).get_trace(*self._args, **self._kwargs)))

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import is_identically_zero
+from pyro.infer.util import compute_site_dice_factor
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.einsum import contract
@@ -20,7 +22,15 @@ from banel_pyro.entropy.joint import common_plates, common_scale
 from banel_pyro.terms import Summand
 from banel_pyro.traces import GuideDensity, Site, Stack, sample_sites
 
-__all__ = ["enumerated_renyi", "enumerated_trace", "is_enumerated", "marginal", "ordinal_of", "to_enumerate"]
+__all__ = [
+    "depends_on_values",
+    "enumerated_renyi",
+    "enumerated_trace",
+    "is_enumerated",
+    "marginal",
+    "ordinal_of",
+    "to_enumerate",
+]
 
 
 def is_enumerated(site: Site) -> bool:
@@ -53,20 +63,31 @@ def marginal(summand: Summand, trace: Any) -> Tensor:
     """
     ordinal = ordinal_of(summand.stack, trace)
     operands = [packed.pack(summand.value, summand.symbols)]
+    factor = 1.0
     for _, site in sample_sites(trace):
-        # values in other plates are none of this summand's: their probabilities sum to 1
-        if is_enumerated(site) and ordinal_of(site["cond_indep_stack"], trace) <= ordinal:
-            log_q = site["packed"]["unscaled_log_prob"]
-            operands.append(log_q.exp())
-            operands[-1]._pyro_dims = log_q._pyro_dims
+        log_weight, log_count = compute_site_dice_factor(site)
+        if not ordinal_of(site["cond_indep_stack"], trace) <= ordinal:
+            # values in other plates are none of this summand's: their probabilities sum to 1, over so many traces
+            factor /= math.exp(log_count)
+        elif not is_identically_zero(log_weight):
+            operands.append(log_weight.exp())
+            operands[-1]._pyro_dims = log_weight._pyro_dims
     kept = "".join(sorted(ordinal & {symbol for operand in operands for symbol in operand._pyro_dims}))
-    mean = contract(f"{','.join(operand._pyro_dims for operand in operands)}->{kept}", *operands, backend="torch")
+    terms = ",".join(operand._pyro_dims for operand in operands)
+    mean: Any = factor * contract(f"{terms}->{kept}", *operands, backend="torch")
     mean._pyro_dims = kept
     frames = [frame for frame in summand.stack if frame.vectorized]
     shape = [1] * max((-frame.dim for frame in frames), default=0)
     for frame in frames:
         shape[frame.dim] = frame.size
-    return packed.unpack(mean, trace.symbol_to_dim).expand(shape)  # type: ignore[no-any-return]
+    symbol_to_dim = {symbol: dim for dim, symbol in (summand.symbols or {}).items()}
+    return packed.unpack(mean, symbol_to_dim).expand(shape)  # type: ignore[no-any-return]
+
+
+def depends_on_values(summand: Summand) -> bool:
+    """Whether a summand has an axis of enumerated values."""
+    plates = max((-frame.dim for frame in summand.stack if frame.vectorized), default=0)
+    return any(size != 1 for size in summand.value.shape[: max(summand.value.dim() - plates, 0)])
 
 
 def enumerated_renyi(densities: Sequence[GuideDensity], alpha: float, trace: Any) -> Summand:

@@ -157,8 +157,11 @@ def student_t(df: Tensor, scale: Tensor, alpha: float) -> Tensor:
 # ---- discrete families -------------------------------------------------------------------------------------------
 
 
-def sum_over(log_p: Tensor, alpha: float, *, dim: int, weight: Tensor | None = None) -> Tensor:
-    r""":math:`(1-\alpha)^{-1} \log \sum_i w_i p_i^\alpha` from log p, -inf allowed; gradients are finite there."""
+def sum_over(log_p: Tensor, alpha: float, *, dim: int, weight: Tensor | None = None, p: Tensor | None = None) -> Tensor:
+    r""":math:`(1-\alpha)^{-1} \log \sum_i w_i p_i^\alpha` from log p, -inf allowed; gradients are finite there.
+
+    ``p`` may be given where it is known already.
+    """
     d = alpha - 1
     if alpha == 0:
         return (log_p > -math.inf).sum(dim).to(log_p.dtype).log()
@@ -167,15 +170,22 @@ def sum_over(log_p: Tensor, alpha: float, *, dim: int, weight: Tensor | None = N
     if abs(d) > NEAR_ONE:
         terms = alpha * log_p if weight is None else alpha * log_p + weight.log()
         return torch.logsumexp(terms, dim) / -d
-    # sum p (p^d - 1) has no cancellation; the floor keeps 0 * inf out and changes nothing that a float can hold
-    surprise = expm1_slope(log_p.clamp(min=math.log(torch.finfo(log_p.dtype).tiny)), d) * log_p.exp()
-    return -log1p_slope((surprise if weight is None else surprise * weight).sum(dim), d)
+    p = log_p.exp() if p is None else p
+    if d <= 0:  # the floor keeps 0 * inf out and changes nothing that a float can hold
+        log_p = log_p.clamp(min=math.log(torch.finfo(log_p.dtype).tiny))
+    terms = (torch.expm1(d * log_p) if d else log_p) * p  # p (p^d - 1) has no cancellation
+    total = (terms if weight is None else terms * weight).sum(dim)
+    return -torch.log1p(total) / d if d else -total
+
+
+def floored_log(p: Tensor) -> Tensor:
+    """Log p, and the log of the smallest float where p = 0, with gradient 0."""
+    return p.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
 def safe_log(p: Tensor) -> Tensor:
     """Log p, with gradient 0 where p = 0."""
-    tiny = torch.finfo(p.dtype).tiny
-    return torch.nn.functional.threshold(p.clamp(min=tiny).log(), math.log(tiny), -math.inf)
+    return torch.nn.functional.threshold(floored_log(p), math.log(torch.finfo(p.dtype).tiny), -math.inf)
 
 
 def given_by_probs(fn: Any) -> bool:
@@ -186,7 +196,11 @@ def given_by_probs(fn: Any) -> bool:
 def categorical(fn: Any, alpha: float) -> Tensor:
     """The sum over categories, from exact probabilities where the distribution was given them."""
     fn = getattr(fn, "_categorical", fn)  # OneHotCategorical is a Categorical with another event
-    return sum_over(safe_log(fn.probs) if given_by_probs(fn) else fn.logits, alpha, dim=-1)
+    if not given_by_probs(fn):
+        log_p = fn.logits
+    else:  # from 0.5 on, the smallest float to the power alpha adds nothing to a sum that is at least 1/sqrt(n)
+        log_p = floored_log(fn.probs) if 0.5 <= alpha <= 1e16 else safe_log(fn.probs)
+    return sum_over(log_p, alpha, dim=-1, p=fn.probs if abs(alpha - 1) <= NEAR_ONE else None)
 
 
 def log_pair(fn: Any, *, wide: bool) -> tuple[Tensor, Tensor]:

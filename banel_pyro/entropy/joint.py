@@ -13,14 +13,15 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer.inspect import TrackProvenance
-from pyro.ops.provenance import get_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance
 from torch import Tensor
 
 from banel_pyro.entropy.families import DIVERGING
 from banel_pyro.entropy.renyi import renyi_entropy, renyi_from_log_q, weight_excess
+from banel_pyro.modules import evaluation_mode
 from banel_pyro.seeding import kept_rng
 from banel_pyro.terms import Summand
-from banel_pyro.traces import GuideDensity, Site, Stack, base_distribution, unscaled_log_prob
+from banel_pyro.traces import GuideDensity, Site, Stack, base_distribution, batch_shape, unscaled_log_prob
 
 __all__ = [
     "Densities",
@@ -48,9 +49,10 @@ PARTICLES = "num_particles_vectorized"
 def site_parents(guide: Any, args: Any, kwargs: Any, densities: Densities) -> dict[str, set[str]]:
     """The densities that each density depends on, as Pyro's record of where numbers come from has it.
 
-    It runs the guide once, and leaves the random generator as it was.
+    It runs the guide once, and leaves the random generator as it was. Dependence through Python alone, a branch on a
+    draw, ``.item()`` or writing into a tensor, leaves no record and is not seen.
     """
-    with kept_rng(), TrackProvenance():
+    with kept_rng(), evaluation_mode(guide), TrackProvenance():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         trace.compute_log_prob()
     owner = {str(site["name"]): name for name, density in densities.items() for site in density.sites}
@@ -62,17 +64,18 @@ def site_parents(guide: Any, args: Any, kwargs: Any, densities: Densities) -> di
 
 
 class Dependencies:
-    """Which densities of a guide depend on which: remembered as long as guide and densities stay the same."""
+    """Which densities of a guide depend on which: remembered as long as guide, densities and plain arguments stay."""
 
     def __init__(self) -> None:
-        self._seen: tuple[Any, tuple[str, ...]] = (None, ())
+        self._seen: tuple[Any, ...] = ()
         self._parents: Mapping[str, set[str]] = {}
 
     def of(self, guide: Any, args: Any, kwargs: Any, densities: Densities) -> Mapping[str, set[str]]:
         """The parents of each density."""
         if len(densities) < 2:
             return {name: set() for name in densities}
-        seen = (guide, tuple(densities))
+        plain = [x for x in (*args, *kwargs.values()) if isinstance(x, (bool, int, float, str))]
+        seen = (guide, tuple(densities), *plain)
         if self._seen != seen:
             self._parents, self._seen = site_parents(guide, args, kwargs, densities), seen
         return self._parents
@@ -117,13 +120,14 @@ def common_scale(densities: Sequence[GuideDensity], alpha: float) -> float:
     Raises:
         ValueError: if they have different ones: a sum of log densities with different weights has no entropy.
     """
-    scales = {float(site["scale"]) for density in densities for site in density.sites}
-    if len(scales) > 1:
+    found = [site["scale"] for density in densities for site in density.sites]
+    scales = {float(scale) if torch.as_tensor(scale).numel() == 1 else str(scale) for scale in found}
+    if len(scales) > 1 or not all(isinstance(scale, float) for scale in scales):
         raise ValueError(
-            f"alpha={alpha:g}: {_names(densities)} depend on each other and have different scales {sorted(scales)}, so "
-            "that they have no joint entropy. Put one poutine.scale around all of them, or use alpha=1.0."
+            f"alpha={alpha:g}: {_names(densities)} have different scales {sorted(map(str, scales))}, so that they have "
+            "no joint entropy. Put one poutine.scale with one number around all of them, or use alpha=1.0."
         )
-    return scales.pop()
+    return float(scales.pop())
 
 
 def sum_to(value: Tensor, plates: Stack) -> Tensor:
@@ -152,10 +156,7 @@ def closed_renyi(density: GuideDensity, alpha: float) -> Summand | None:
     entropy = renyi_entropy(site["fn"], alpha)
     if entropy is None:
         return None
-    shape, values = site["log_prob"].shape, site["infer"].get("_enumerate_dim")
-    if values is not None:  # the axis of a site's values is to the left of its plates
-        shape = shape[len(shape) + values + 1 :]
-    scaled = scale_and_mask(entropy.expand(shape), site["scale"], site["mask"])
+    scaled = scale_and_mask(entropy.expand(batch_shape(site)), site["scale"], site["mask"])
     return Summand(scaled, scaled, site["cond_indep_stack"], density.name, paid_for=False)
 
 
@@ -199,7 +200,8 @@ def _from_particles(densities: Sequence[GuideDensity], alpha: float) -> Summand:
     if particles is None:
         raise ValueError(_needs_particles(densities, alpha))
     sites = [site for density in densities for site in density.sites]
-    log_q = torch.as_tensor(sum(sum_to(unscaled_log_prob(site), plates) for site in sites))
+    # nobody pays for this summand, so that no one asks what it comes from
+    log_q = detach_provenance(torch.as_tensor(sum(sum_to(unscaled_log_prob(site), plates) for site in sites)))
     value, diagnostic = renyi_from_log_q(log_q, alpha, particles.dim)
     surrogate = value
     scores = [sum_to(score, plates) for score in map(_score_function, sites) if score is not None]
@@ -214,7 +216,7 @@ def _from_particles(densities: Sequence[GuideDensity], alpha: float) -> Summand:
 
 def _score_function(site: Site) -> Tensor | None:
     score = site["score_parts"].score_function
-    return None if is_identically_zero(score) else score
+    return None if is_identically_zero(score) else detach_provenance(score)
 
 
 def refuse_infinite(density: GuideDensity, value: Tensor, alpha: float) -> None:

@@ -10,7 +10,9 @@ only. It is not the Rényi *divergence* between two distributions, which some va
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from banel_pyro.entropy.families import FAMILIES, FINITE, expm1_slope, log1p_slope
+from banel_pyro.traces import WRAPPERS
 
 __all__ = ["RenyiDiagnostic", "renyi_entropy", "renyi_from_log_q", "weight_excess"]
 
@@ -36,7 +39,7 @@ def check_order(alpha: float) -> float:
         TypeError: if it is not a number.
         ValueError: if it is negative or NaN.
     """
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float | np.number):
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float, np.number)):
         raise TypeError(
             f"alpha={alpha!r} is a {type(alpha).__name__}: expected a number >= 0, the order of the Rényi entropy. "
             "Write alpha=1.0 for Shannon's entropy, float(x) for a tensor x."
@@ -82,6 +85,12 @@ def renyi_entropy(fn: Any, alpha: float) -> Tensor | None:
         tensor(-inf)
     """
     alpha = check_order(alpha)
+    if not isinstance(fn, WRAPPERS):
+        if (alpha == 0 or math.isinf(alpha)) and not isinstance(fn, FINITE):
+            _refuse_limit(fn, alpha)
+        kind: Any = type(fn)
+        family = _family(kind)
+        return None if family is None else family(fn, alpha)
     if isinstance(fn, dist.MaskedDistribution):
         entropy = renyi_entropy(fn.base_dist, alpha)
         # expand first: a mask may be larger than the distribution's parameters
@@ -89,15 +98,15 @@ def renyi_entropy(fn: Any, alpha: float) -> Tensor | None:
     if isinstance(fn, dist.ExpandedDistribution):
         entropy = renyi_entropy(fn.base_dist, alpha)
         return None if entropy is None else entropy.expand(fn.batch_shape)
-    if isinstance(fn, torch.distributions.Independent):
-        entropy = renyi_entropy(fn.base_dist, alpha)
-        if entropy is None or not fn.reinterpreted_batch_ndims:
-            return entropy
-        return entropy.expand(fn.base_dist.batch_shape).sum(list(range(-fn.reinterpreted_batch_ndims, 0)))
-    if (alpha == 0 or math.isinf(alpha)) and not isinstance(fn, FINITE):
-        _refuse_limit(fn, alpha)
-    known = [FAMILIES[base] for base in type(fn).__mro__ if base in FAMILIES]
-    return known[0](fn, alpha) if known else None
+    entropy = renyi_entropy(fn.base_dist, alpha)
+    if entropy is None or not fn.reinterpreted_batch_ndims:
+        return entropy
+    return entropy.expand(fn.base_dist.batch_shape).sum(list(range(-fn.reinterpreted_batch_ndims, 0)))
+
+
+@cache
+def _family(kind: Any) -> Callable[[Any, float], Tensor] | None:
+    return next((FAMILIES[base] for base in kind.__mro__ if base in FAMILIES), None)
 
 
 def _refuse_limit(fn: Any, alpha: float) -> None:

@@ -14,7 +14,7 @@ from pyro.distributions.util import is_identically_zero, scale_and_mask
 from torch import Tensor
 
 from banel_pyro.terms import Summand
-from banel_pyro.traces import GuideDensity, Site, base_distribution
+from banel_pyro.traces import WRAPPERS, GuideDensity, Site, base_distribution, batch_shape
 
 __all__ = ["EntropyEstimator", "closed_form_entropy", "density_entropy"]
 
@@ -37,6 +37,13 @@ def closed_form_entropy(fn: Any) -> Tensor | None:
         >>> closed_form_entropy(dist.VonMises(0.0, 1.0)) is None
         True
     """
+    if not isinstance(fn, WRAPPERS):  # asked first: it is what most sites are
+        if isinstance(fn, (dist.Delta, dist.Unit)):
+            return None
+        try:
+            return fn.entropy()  # type: ignore[no-any-return]
+        except NotImplementedError:
+            return None
     if isinstance(fn, dist.MaskedDistribution):
         entropy = closed_form_entropy(fn.base_dist)
         # expand first: a mask may be larger than the distribution's parameters
@@ -44,20 +51,13 @@ def closed_form_entropy(fn: Any) -> Tensor | None:
     if isinstance(fn, dist.ExpandedDistribution):
         entropy = closed_form_entropy(fn.base_dist)
         return None if entropy is None else entropy.expand(fn.batch_shape)
-    if isinstance(fn, dist.Independent):
-        entropy = closed_form_entropy(fn.base_dist)
-        if entropy is None:
-            return None
-        if entropy.shape != fn.base_dist.batch_shape:
-            entropy = entropy.expand(fn.base_dist.batch_shape)
-        axes = list(range(-fn.reinterpreted_batch_ndims, 0))
-        return entropy.sum(axes) if axes else entropy
-    if isinstance(fn, dist.Delta | dist.Unit):
+    entropy = closed_form_entropy(fn.base_dist)
+    if entropy is None:
         return None
-    try:
-        return fn.entropy()  # type: ignore[no-any-return]
-    except NotImplementedError:
-        return None
+    if entropy.shape != fn.base_dist.batch_shape:
+        entropy = entropy.expand(fn.base_dist.batch_shape)
+    axes = list(range(-fn.reinterpreted_batch_ndims, 0))
+    return entropy.sum(axes) if axes else entropy
 
 
 def density_entropy(density: GuideDensity, mode: str = "auto") -> tuple[EntropyEstimator, list[Summand]]:
@@ -86,8 +86,9 @@ def density_entropy(density: GuideDensity, mode: str = "auto") -> tuple[EntropyE
     if closed is None:
         return "monte_carlo", [_minus_log_q(site) for site in density.sites]
     site = density.site
-    if closed.shape != site["log_prob"].shape:
-        closed = closed.expand(site["log_prob"].shape)
+    shape = batch_shape(site)
+    if closed.shape != shape:
+        closed = closed.expand(shape)
     closed = scale_and_mask(closed, site["scale"], site["mask"])
     stack, symbols = site["cond_indep_stack"], site["infer"].get("_dim_to_symbol")
     summands = [Summand(closed, closed, stack, density.name, total=closed.sum(), symbols=symbols)]

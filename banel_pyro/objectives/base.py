@@ -111,7 +111,8 @@ class Objective(ELBO):
         for totals in self._totals(model, guide, args, kwargs):
             surrogate = totals.surrogate()
             if surrogate.requires_grad:
-                (surrogate / self.num_particles).backward(retain_graph=totals.retain_graph or self.retain_graph)
+                surrogate = surrogate if self.num_particles == 1 else surrogate / self.num_particles
+                surrogate.backward(retain_graph=totals.retain_graph or self.retain_graph)
             loss += totals.loss.item() / self.num_particles
         return _warned(loss)
 
@@ -130,7 +131,8 @@ class Objective(ELBO):
             with torch.no_grad():  # entropies without a penalty need no graph
                 entropies.append(totals.entropies())
                 terms.append(totals.terms(entropies[-1], self.lam))
-        loss = sum(surrogates[1:], surrogates[0]) / self.num_particles
+        loss = sum(surrogates[1:], surrogates[0])
+        loss = loss if self.num_particles == 1 else loss / self.num_particles
         return loss, self._average(terms), self._average_sites(entropies)
 
     @torch.no_grad()

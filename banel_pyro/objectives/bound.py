@@ -15,7 +15,7 @@ from banel_pyro.entropy.joint import renyi_summand
 from banel_pyro.terms import Summand
 from banel_pyro.traces import GuideDensity, check_sites, guide_densities, on_plate, sample_sites
 
-__all__ = ["Bound", "FindParents"]
+__all__ = ["Bound", "FindParents", "log_prob_summand"]
 
 FindParents: TypeAlias = Callable[[Mapping[str, GuideDensity]], Mapping[str, set[str]]]
 """From the densities of a guide to the densities that each of them depends on."""
@@ -41,7 +41,7 @@ class Bound:
     @cached_property
     def log_likelihood(self) -> list[Summand]:
         """log p of what is observed; ``pyro.factor`` statements of the model count here."""
-        return [_log_prob(site) for _, site in sample_sites(self.model_trace) if site["is_observed"]]
+        return [log_prob_summand(site) for _, site in sample_sites(self.model_trace) if site["is_observed"]]
 
     @cached_property
     def kl(self) -> list[Summand]:
@@ -54,19 +54,19 @@ class Bound:
             if closed is not None:
                 summands.append(closed)
                 continue
-            summand = _log_prob(site)
+            summand = log_prob_summand(site)
             entropy_term = site["score_parts"].entropy_term
             summand.surrogate = 0.0 if is_identically_zero(entropy_term) else entropy_term
             summands.append(summand)
             if name in self.model_trace.nodes:
-                summands.append(_log_prob(self.model_trace.nodes[name], -1.0))
+                summands.append(log_prob_summand(self.model_trace.nodes[name], -1.0))
         return summands
 
     @cached_property
     def _entropies(self) -> dict[str, tuple[EntropyEstimator, list[Summand]]]:
         return {name: density_entropy(q, self._entropy_mode) for name, q in self.densities.items()}
 
-    @property
+    @cached_property
     def entropy(self) -> dict[str, list[Summand]]:
         """The conditional entropies of the guide's densities, by name."""
         return {name: summands for name, (_, summands) in self._entropies.items()}
@@ -114,6 +114,7 @@ class Bound:
                 )
 
 
-def _log_prob(site: Any, weight: float = 1.0) -> Summand:
+def log_prob_summand(site: Any, weight: float = 1.0) -> Summand:
+    """Log density of a site, scaled and masked."""
     value, symbols = site["log_prob"], site["infer"].get("_dim_to_symbol")
     return Summand(value, value, site["cond_indep_stack"], weight=weight, total=site["log_prob_sum"], symbols=symbols)

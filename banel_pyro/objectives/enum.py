@@ -7,17 +7,19 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+from pyro.distributions.util import is_identically_zero
 from pyro.infer import TraceEnum_ELBO
-from pyro.infer.traceenum_elbo import _compute_dice_elbo, _find_ordinal
+from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import Dice
 from pyro.ops import packed
+from pyro.ops.contract import contract_tensor_tree
 from torch import Tensor
 
-from banel_pyro.entropy.enumerated import enumerated_renyi, is_enumerated, marginal, ordinal_of
+from banel_pyro.entropy.enumerated import depends_on_values, enumerated_renyi, is_enumerated, marginal, ordinal_of
 from banel_pyro.entropy.joint import closed_renyi
 from banel_pyro.objectives.base import Objective
-from banel_pyro.objectives.bound import Bound
-from banel_pyro.objectives.totals import Totals, surrogate_total, total
+from banel_pyro.objectives.bound import Bound, log_prob_summand
+from banel_pyro.objectives.totals import Totals, surrogate_total, total, weighted_sum
 from banel_pyro.terms import LossTerms, Summand, Weight
 from banel_pyro.traces import on_plate, sample_sites
 
@@ -33,8 +35,33 @@ class EnumBound(Bound):
         guide = self.guide_trace.nodes
         return [n for n, s in sample_sites(self.model_trace) if n not in guide and "_enumerate_dim" in s["infer"]]
 
+    @cached_property
+    def elbo(self) -> list[Summand]:
+        """Log p - log q of all sites, with the sum over what the model sums out in the place of its terms."""
+        guide = [log_prob_summand(site, -1.0) for _, site in sample_sites(self.guide_trace)]
+        trace = self.model_trace
+        if not self.sums_out:
+            return [log_prob_summand(site) for _, site in sample_sites(trace)] + guide
+        _, factors, _, summed, scale = _compute_model_factors(trace, self.guide_trace)
+        whole = [s for _, s in sample_sites(trace) if summed.isdisjoint(s["packed"]["log_prob"]._pyro_dims)]
+        stacks = [site["cond_indep_stack"] for _, site in sample_sites(trace)]
+        frames = {trace.plate_to_symbol[f.name]: f for stack in stacks for f in stack if f.vectorized}
+        sums = []
+        for ordinal, terms in contract_tensor_tree(factors, summed).items():
+            stack = tuple(frames[symbol] for symbol in sorted(ordinal))
+            for term in terms:
+                symbols = {trace.symbol_to_dim[symbol]: symbol for symbol in term._pyro_dims}
+                value = packed.unpack(term, trace.symbol_to_dim)
+                sums.append(Summand(value, value, stack, weight=scale, symbols=symbols))
+        return [log_prob_summand(site) for site in whole] + sums + guide
+
     def rows(self, summand: Summand, plate: str) -> Tensor | None:
         """A summand over the rows in a plate, averaged over the values that it depends on."""
+        if self.sums_out:
+            raise ValueError(
+                f"terms_per_datum: the model's latent sites {self.sums_out} are summed out, which leaves no "
+                "terms for each datum. Use terms, or put these sites into the guide."
+            )
         value = marginal(summand, self.guide_trace) if summand.paid_for else summand.value
         return on_plate(value * summand.weight, summand.stack, plate)
 
@@ -47,10 +74,16 @@ class EnumBound(Bound):
                 f"alpha={alpha:g}: the values of {one_by_one} are enumerated one by one. Use infer={{'enumerate': "
                 "'parallel'}, or alpha=1.0."
             )
+        closed = closed_renyi(densities[0], alpha) if len(names) == 1 else None
+        many = [density.name for density in densities if density.site["infer"].get("num_samples") is not None]
+        if many and closed is None:
+            raise ValueError(
+                f"alpha={alpha:g}: {many} are drawn several times (num_samples) in one particle, of which no joint "
+                "Rényi entropy can be made. Take num_samples off, or use alpha=1.0."
+            )
         summed = [density.name for density in densities if is_enumerated(density.site)]
         if not summed:
             return super().renyi(names, alpha)
-        closed = closed_renyi(densities[0], alpha) if len(names) == 1 else None
         if len(summed) < len(names):
             raise ValueError(
                 f"alpha={alpha:g}: {list(names)} depend on each other, and only {summed} are summed over. Enumerate "
@@ -68,35 +101,62 @@ class EnumTotals(Totals):
 
     def __init__(self, bound: EnumBound, penalty: Sequence[Summand]) -> None:
         self.bound, self._penalty = bound, list(penalty)
-        self._elbo = torch.as_tensor(_compute_dice_elbo(bound.model_trace, bound.guide_trace))
         # what depends on no draw, or brings a score term of its own, is not multiplied by probabilities
         self._given = [s for s in self._penalty if not s.paid_for]
-        self._expected_penalty = self._expected([s for s in self._penalty if s.paid_for])
-        self.penalty = self._expected_penalty + total(self._given)
+        self._paid = [s for s in self._penalty if s.paid_for]
+        self._expected_loss = self._expected([s.weighted(-1.0) for s in bound.elbo] + self._paid)
+
+    @cached_property
+    def penalty(self) -> Tensor:
+        """The expected penalty."""
+        return self._expected(self._paid) + total(self._given)
 
     def _expected(self, summands: Sequence[Summand]) -> Tensor:
-        if not summands:
-            return torch.zeros(())
-        costs: dict[frozenset[str], list[Tensor]] = {}
+        """The expectation of some summands; of those that depend on no value or draw it is their sum."""
+        groups: dict[tuple[frozenset[str], str], list[tuple[float | Tensor, Tensor]]] = {}
+        fixed = []
         for s in summands:
-            cost = packed.pack(s.weighted_value, s.symbols)
-            costs.setdefault(ordinal_of(s.stack, self.bound.guide_trace), []).append(cost)
-        return torch.as_tensor(self._dice.compute_expectation(costs))
+            if self._is_exact and not depends_on_values(s):
+                fixed.append(s)
+                continue
+            value = packed.pack(s.value, s.symbols)
+            key = ordinal_of(s.stack, self.bound.guide_trace), value._pyro_dims
+            groups.setdefault(key, []).append((s.weight, value))
+        if not groups:
+            return total(fixed)
+        costs: dict[frozenset[str], list[Tensor]] = {}
+        for (ordinal, dims), terms in groups.items():  # Pyro multiplies each cost by its probabilities: add them first
+            cost: Any = weighted_sum(terms)
+            cost._pyro_dims = dims
+            costs.setdefault(ordinal, []).append(cost)
+        expected = torch.as_tensor(self._dice.compute_expectation(costs))
+        return expected + total(fixed) if fixed else expected
 
     @cached_property
     def _dice(self) -> Any:
         """Pyro's weights of the values and draws."""
         trace = self.bound.guide_trace
-        return Dice(trace, {name: _find_ordinal(trace, site) for name, site in sample_sites(trace)})
+        return Dice(trace, {name: ordinal_of(site["cond_indep_stack"], trace) for name, site in sample_sites(trace)})
+
+    @cached_property
+    def _is_exact(self) -> bool:
+        """Whether every site of the guide is summed over or reparameterised, so that no draw has a score."""
+        return all(
+            is_enumerated(site)
+            or (not site["infer"].get("enumerate") and is_identically_zero(site["score_parts"].score_function))
+            for _, site in sample_sites(self.bound.guide_trace)
+        )
 
     @property
     def loss(self) -> Tensor:
         """-ELBO + penalty, in nats."""
-        return (self.penalty - self._elbo).detach()
+        return (self._expected_loss + total(self._given) if self._given else self._expected_loss).detach()
 
     def surrogate(self) -> Tensor:
         """What is differentiated: the loss, whose score terms Pyro's ``Dice`` brings in."""
-        return self._expected_penalty + surrogate_total(self._given, total(self._given)) - self._elbo
+        if not self._given:
+            return self._expected_loss
+        return self._expected_loss + surrogate_total(self._given, total(self._given))
 
     def entropies(self) -> dict[str, Tensor]:
         """Shannon's entropy of each density of the guide."""
@@ -105,7 +165,7 @@ class EnumTotals(Totals):
     def terms(self, entropies: dict[str, Tensor], weight: Weight) -> LossTerms:
         """The record of the loss; likelihood and KL are told apart if no site of the model is summed out."""
         entropy = sum(entropies.values()) if entropies else torch.zeros(())
-        elbo = self._elbo.detach()
+        elbo = self.penalty.detach() - self.loss
         if self.bound.sums_out:
             nan = torch.full_like(elbo, torch.nan)
             return LossTerms(nan, nan, entropy, weight, self.penalty.detach(), elbo)
@@ -136,13 +196,3 @@ class EnumObjective(Objective, TraceEnum_ELBO):
         find_parents = partial(self._dependencies.of, guide, args, kwargs)
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             yield EnumBound(model_trace, guide_trace, entropy=self.entropy, kl=self.kl, find_parents=find_parents)
-
-    def terms_per_datum(self, model: Any, guide: Any, *args: Any, data_plate: str = "data", **kwargs: Any) -> LossTerms:
-        """As :meth:`Objective.terms_per_datum`, where nothing of the model's own is summed out."""
-        for bound in self._particles(model, guide, args, kwargs):
-            if bound.sums_out:
-                raise ValueError(
-                    f"terms_per_datum: the model's latent sites {bound.sums_out} are summed out, which leaves no "
-                    "terms for each datum. Use terms, or put these sites into the guide."
-                )
-        return super().terms_per_datum(model, guide, *args, data_plate=data_plate, **kwargs)

@@ -80,12 +80,13 @@ def baseline_of(site: Site, gain: Tensor) -> tuple[Tensor | float, Tensor | floa
     if network is not None and value is not None:
         raise ValueError(f"site '{site['name']}': give nn_baseline or baseline_value in infer['baseline'], not both.")
     if network is not None or value is not None:
-        baseline = network(detach(given)) if network is not None else value
-        if torch.as_tensor(baseline).shape != gain.shape:
+        baseline = torch.as_tensor(network(detach(given)) if network is not None else value)
+        if baseline.shape != gain.shape and baseline.shape != (1,) * (baseline.dim() - gain.dim()) + gain.shape:
             raise ValueError(
-                f"site '{site['name']}': the baseline has shape {tuple(torch.as_tensor(baseline).shape)}, but what it "
-                f"stands for {tuple(gain.shape)}, that of its plates. Return one number for each element of them."
+                f"site '{site['name']}': the baseline has shape {tuple(baseline.shape)}, but what it stands for "
+                f"{tuple(gain.shape)}, that of its plates. Return one number for each element of them."
             )
+        baseline = baseline.reshape(gain.shape)  # in a batch of one row, gains have lost its axis
     if average:
         baseline = baseline + decaying_average(str(site["name"]), gain, beta)
     if network is not None or value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from banel_pyro.objectives.bound import Bound
 from banel_pyro.terms import LossTerms, Summand, Weight
 
-__all__ = ["Totals", "surrogate_total", "total"]
+__all__ = ["Totals", "surrogate_total", "total", "weighted_sum"]
 
 
 class Totals:
@@ -29,7 +30,11 @@ class Totals:
     def __init__(self, bound: Bound, penalty: Sequence[Summand]) -> None:
         self.bound, self._penalty = bound, list(penalty)
         self.log_likelihood, self.kl = total(bound.log_likelihood), total(bound.kl)
-        self.penalty = total(self._penalty)
+
+    @cached_property
+    def penalty(self) -> Tensor:
+        """The penalty, in nats."""
+        return total(self._penalty)
 
     @property
     def loss_summands(self) -> list[Summand]:
@@ -70,15 +75,15 @@ def surrogate_total(summands: Sequence[Summand], whole: Tensor) -> Tensor:
     """Sum of what is differentiated of some summands, which is ``whole``, their sum, where all are pathwise."""
     if all(s.surrogate is s.value for s in summands):
         return whole
-    return _weighted_sum([(s.weight, s.surrogate.sum()) for s in summands if isinstance(s.surrogate, Tensor)])
+    return weighted_sum([(s.weight, s.surrogate.sum()) for s in summands if isinstance(s.surrogate, Tensor)])
 
 
 def total(summands: Sequence[Summand]) -> Tensor:
     """Sum of some summands over all their axes, weights multiplied in."""
-    return _weighted_sum([(s.weight, s.value.sum() if s.total is None else s.total) for s in summands])
+    return weighted_sum([(s.weight, s.value.sum() if s.total is None else s.total) for s in summands])
 
 
-def _weighted_sum(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
+def weighted_sum(terms: list[tuple[float | Tensor, Tensor]]) -> Tensor:
     """Sum of weight times tensor, multiplying once for each weight: a small model has many terms of equal weight."""
     sums: dict[float | Tensor, Tensor] = {}
     for weight, tensor in terms:

@@ -1,11 +1,13 @@
-"""Taking times: a long run less a short one, in interleaved rounds; and the arithmetic of what comes out."""
+"""Taking times in interleaved rounds: a long run less a short one, or single calls; and the arithmetic of both."""
 
 import gc
 import math
+import random
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -39,18 +41,27 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Run:
+class Time:
     """What one way took in one round.
 
     Args:
-        wall: Seconds of a step (or epoch) by the clock.
+        wall: Seconds of a call, step or epoch by the clock.
         cpu: The same in seconds of CPU time, over all threads.
-        start: Seconds before the first step.
-        losses: At the end of the long run, in nats per datum, means over the blocks between log points.
     """
 
     wall: float
     cpu: float
+
+
+@dataclass(frozen=True)
+class Run(Time):
+    """A time with what came before and what came out.
+
+    Args:
+        start: Seconds before the first step.
+        losses: At the end of the long run, in nats per datum, means over the blocks between log points.
+    """
+
     start: float
     losses: list[float]
 
@@ -131,7 +142,7 @@ def check_losses(name: str, runs: Mapping[str, list[Run]], alike: Iterable[Seque
                 )
 
 
-def ratios(runs: Mapping[str, list[Run]], way: str, base: str, clock: str = "wall") -> list[float]:
+def ratios(runs: Mapping[str, Sequence[Time]], way: str, base: str, clock: str = "wall") -> list[float]:
     """Time of a way over that of another, within each round."""
     return [getattr(a, clock) / getattr(b, clock) for a, b in zip(runs[way], runs[base], strict=True)]
 
@@ -179,3 +190,111 @@ def figures(table: Table) -> dict[str, dict[str, dict[str, Any]]]:
         }
 
     return {name: {way: of_way(runs, way) for way in runs} for name, runs in table.results.items()}
+
+
+# Single calls.
+Call = Callable[[], object]
+CallWay = Callable[[], AbstractContextManager[Call]]
+"""Prepares a call, which is not timed, and hands it out."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The times of each way's calls for each subject, and how much more than the base they may take.
+
+    Args:
+        unit: Of the times shown, and of what.
+        scale: How many of these units a second has.
+        base: The way that the others are compared with.
+        bars: Largest ratios asked for; ways without one are shown only.
+        results: Times of the rounds by subject and way.
+        without_bar: Subjects that are shown only.
+    """
+
+    unit: str
+    scale: float
+    base: str
+    bars: Mapping[str, float]
+    results: Mapping[str, Mapping[str, list[Time]]]
+    without_bar: Sequence[str] = ()
+
+    def over(self, clock: str = "cpu") -> dict[tuple[str, str], float]:
+        """The ratios above their bar, medians over rounds, by subject and way."""
+        medians = {
+            (name, way): statistics.median(ratios(runs, way, self.base, clock))
+            for name, runs in self.results.items()
+            for way in self.bars
+            if name not in self.without_bar
+        }
+        return {key: ratio for key, ratio in medians.items() if ratio > self.bars[key[1]]}
+
+
+def compare(ways: Mapping[str, CallWay], *, repeats: int, calls: int) -> dict[str, list[Time]]:
+    """Time single calls of all ways in turn; the median over the calls of a round is its time.
+
+    The median leaves out the calls that the machine interrupted. Each turn has an order of its own, since the way
+    before leaves caches and free memory to the next. A first round, which warms up the machine, does not count.
+    """
+    times: dict[str, list[Time]] = {way: [] for way in ways}
+    shuffled = random.Random(0)
+    for repeat in range(repeats + 1):
+        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+        for _ in range(calls):
+            for name in shuffled.sample(list(ways), len(ways)):
+                found[name].append(_timed(ways[name]))
+        for name, pairs in found.items():
+            if repeat > 0:
+                times[name].append(Time(*(statistics.median(clock) for clock in zip(*pairs, strict=True))))
+    return times
+
+
+def _timed(way: CallWay) -> tuple[float, float]:
+    """Seconds of a call by the clock, and of CPU time."""
+    with way() as call:
+        cpu, wall = time.process_time(), time.perf_counter()
+        call()
+        wall = time.perf_counter() - wall
+        return wall, time.process_time() - cpu
+
+
+def print_comparison(table: Comparison) -> None:
+    """Subjects below each other, ways beside each other; then what is above its bar."""
+    ways = list(next(iter(table.results.values())))
+    bars = {way: f"bar {table.bars[way]:.2f}" if way in table.bars else "" for way in ways}
+    print(f"{'':47s}" + "".join(f"{way:>23s}" for way in ways))
+    print(f"{'':47s}" + "".join(f"{bar:>23s}" for bar in bars.values()))
+    for name, runs in table.results.items():
+        lines = {
+            table.unit: [spread([table.scale * time.wall for time in found]) for found in runs.values()],
+            f"over {table.base}": [spread(ratios(runs, way, table.base)) for way in ways],
+            "by CPU time": [spread(ratios(runs, way, table.base, "cpu")) for way in ways],
+        }
+        for i, (label, cells) in enumerate(lines.items()):
+            print(f"{name if i == 0 else '':34s}{label:13s}" + "".join(f"{cell:>23s}" for cell in cells))
+    print()
+    over = table.over()
+    for (name, way), ratio in over.items():
+        print(
+            f"{name}: '{way}' takes {ratio:.2f} of the CPU time of '{table.base}', above its bar {table.bars[way]:.2f}."
+        )
+    if not over:
+        print("By CPU time, every ratio is within its bar.")
+
+
+def comparison_figures(table: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every round of every way, for JSON, by subject and way."""
+    unit, _, thing = table.unit.replace("µ", "u").split()
+    over = table.over()
+
+    def barred(name: str, way: str) -> bool:
+        return way in table.bars and name not in table.without_bar
+
+    def of_way(name: str, runs: Mapping[str, list[Time]], way: str) -> dict[str, Any]:
+        return {
+            f"{unit}_per_{thing}": [table.scale * time.wall for time in runs[way]],
+            f"cpu_{unit}_per_{thing}": [table.scale * time.cpu for time in runs[way]],
+            f"over_{table.base.lower()}": ratios(runs, way, table.base),
+            f"cpu_over_{table.base.lower()}": ratios(runs, way, table.base, "cpu"),
+        } | ({"bar": table.bars[way], "within_bar": (name, way) not in over} if barred(name, way) else {})
+
+    return {name: {way: of_way(name, runs, way) for way in runs} for name, runs in table.results.items()}
