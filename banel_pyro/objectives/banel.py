@@ -118,8 +118,7 @@ class BaNEL_TraceGraph_ELBO(EntropyWeighted, GraphObjective):
     (``infer={"baseline": {...}}``) lower the variance of what is left. At λ = 0 it is Pyro's form, to which it adds a
     ``differentiable_loss`` and a decaying average that does not mind a smaller last batch.
 
-    Args:
-        lam, alpha, allow_unbounded, **options: as for :class:`BaNEL_ELBO`.
+    Arguments as for :class:`BaNEL_ELBO`.
 
     Raises:
         TypeError, ValueError: as :class:`BaNEL_ELBO` does.
@@ -137,8 +136,7 @@ class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
     model that are absent from the guide are summed out as Pyro does. ``LossTerms`` then has the ELBO and the guide's
     entropy, and NaN for likelihood and KL. At λ = 0 it is Pyro's form.
 
-    Args:
-        lam, alpha, allow_unbounded, **options: as for :class:`BaNEL_ELBO`.
+    Arguments as for :class:`BaNEL_ELBO`.
 
     Raises:
         TypeError, ValueError: as :class:`BaNEL_ELBO` does; for α ≠ 1 and densities that would need draws.
