@@ -132,8 +132,8 @@ class BaNEL_TraceGraph_ELBO(EntropyWeighted, GraphObjective):
 class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
     """:class:`BaNEL_ELBO` in the form of Pyro's ``TraceEnum_ELBO``: for discrete sites that are summed over.
 
-    Sites of the guide that are enumerated (``config_enumerate``) enter exactly, their entropies too; sites of the
-    model that are absent from the guide are summed out as Pyro does. ``LossTerms`` then has the ELBO and the guide's
+    Sites of the guide that are enumerated (``config_enumerate``) enter exactly, their entropies too. Sites of the model
+    that are marked for it and absent from the guide are summed out: ``LossTerms`` then has the ELBO and the guide's
     entropy, and NaN for likelihood and KL. At λ = 0 it is Pyro's form.
 
     Arguments as for :class:`BaNEL_ELBO`.
