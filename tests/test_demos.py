@@ -17,6 +17,10 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demos"
 DEMOS: dict[str, list[str]] = {
     "bandit": ["--steps", "150", "--pulls", "256", "--gradients", "20", "--seeds", "0", "1"],
     "bare_svi": ["--steps", "300"],
+    "clustering": [
+        *("--steps", "80", "--seeds", "0", "1", "--clusters", "10"),
+        *("--alphas", "1", "5", "--lams", "-10"),
+    ],
     "eight_schools": ["--steps", "1500", "--draws", "200"],
     "frontier": ["--steps", "60", "--draws", "20", "--lams", "-0.5", "0.4", "--seeds", "0", "1"],
     "gallery": ["--steps", "40", "--draws", "40"],
@@ -33,6 +37,7 @@ DEMOS: dict[str, list[str]] = {
 
 PICTURES = {
     "bandit": {"bandit.png"},
+    "clustering": {"clustering.png"},
     "eight_schools": {"collapse.png", "forest.png", "pair.png", "posterior.png"},
     "frontier": {"frontier.png"},
     "gallery": {f"{name.removeprefix('plot_')}.png" for name in plots.__all__ if name.startswith("plot_")},
@@ -120,6 +125,18 @@ def policies_reach_the_optimum(printed: str) -> None:
     assert "alpha = 5: several for" in printed
 
 
+def bonus_keeps_clusters(printed: str) -> None:
+    """Shannon's bonus keeps all clusters, plain training loses some, order 5 loses more at this learning rate."""
+    table = pd.read_csv("runs/clustering/clustering.csv")
+    assert len(table) == 2 * (3 + 1)
+    means = table.groupby("label")[["used", "balance", "elbo"]].mean()
+    none, shannon, steep = (means.loc[name] for name in ("no bonus", "alpha 1, lam -10", "alpha 5, lam -10"))
+    assert shannon["used"] == 10 > none["used"]
+    assert shannon["balance"] > 0.99 > none["balance"] > steep["balance"]
+    assert none["elbo"] > -35
+    assert table.dropna(subset="lam")["bias"].between(-0.05, 0, inclusive="neither").all()
+
+
 def bonus_cures_repetition(printed: str) -> None:
     """Without a bonus texts repeat themselves and each other; gibberish is what pays for an order below 1."""
     table = pd.read_csv("runs/tokens/tokens.csv")
@@ -137,6 +154,7 @@ def bonus_cures_repetition(printed: str) -> None:
 CHECKS: dict[str, Callable[[str], None]] = {
     "bandit": policies_reach_the_optimum,
     "bare_svi": says_exact,
+    "clustering": bonus_keeps_clusters,
     "eight_schools": says_collapse,
     "frontier": narrows_along_the_frontier,
     "lambda_curve": points_lie_on_the_curve,
