@@ -175,7 +175,7 @@ def test_independent_sites_add_exactly(setting: str, alpha: float, lam: str) -> 
     options, factors = SETTINGS[setting]
     model, guide = (lambda f=f: f(**options) for f in (mixed_model, mixed_guide))
     poutine.block(guide)()
-    for elbo in (BaNEL_ELBO(LAM[lam], alpha=alpha), BaNEL_TraceGraph_ELBO(LAM[lam], alpha=alpha)):
+    for elbo in (form(LAM[lam], alpha=alpha, allow_unbounded=True) for form in (BaNEL_ELBO, BaNEL_TraceGraph_ELBO)):
         found = of_penalty(elbo, model, guide)
         exact = exact_slopes(
             lambda p: sum(w * of_mixed(p, alpha, factors)[n] for n, w in weights(LAM[lam]).items())  # type: ignore[misc]
@@ -205,7 +205,7 @@ def test_batches_have_the_expectation_of_all_rows(alpha: float) -> None:
 
 @pytest.mark.parametrize("particles", [{}, {"num_particles": 3}, {"num_particles": 3, "vectorize_particles": True}])
 def test_a_closed_form_counts_once_for_any_number_of_particles(particles: dict[str, Any]) -> None:
-    elbo = BaNEL_ELBO(0.4, alpha=2.0, max_plate_nesting=1, **particles)
+    elbo = BaNEL_ELBO(0.4, alpha=2.0, max_plate_nesting=1, allow_unbounded=True, **particles)
     mixed_guide()
     exact = exact_slopes(lambda p: 0.4 * sum(of_mixed(p, 2.0, torch.ones(N)).values()))  # type: ignore[arg-type]
     assert_slopes(of_penalty(elbo, mixed_model, mixed_guide), exact)
@@ -214,7 +214,7 @@ def test_a_closed_form_counts_once_for_any_number_of_particles(particles: dict[s
 @pytest.mark.parametrize("batch", [None, B])
 def test_rows_have_their_own_penalty(batch: int | None) -> None:
     """In nats per datum: N/B taken out, what lies outside the plate left out."""
-    elbo = BaNEL_ELBO({"b": 0.4, "c": -0.2, "g": 0.3}, alpha=2.0)
+    elbo = BaNEL_ELBO({"b": 0.4, "c": -0.2, "g": 0.3}, alpha=2.0, allow_unbounded=True)
     mixed_guide()
     kept = torch.arange(N).flip(0)[: batch or N]
     rows = rows_of({n: pyro.param(n).detach() for n in leaves()}, 2.0)
@@ -225,7 +225,9 @@ def test_rows_have_their_own_penalty(batch: int | None) -> None:
 
 def test_the_entropy_in_the_record_is_shannon_s_whatever_the_order() -> None:
     mixed_guide()
-    found = [BaNEL_ELBO(0.4, alpha=alpha).terms(mixed_model, mixed_guide) for alpha in (0.5, 1.0, 2.0)]
+    found = [
+        BaNEL_ELBO(0.4, alpha=alpha, allow_unbounded=True).terms(mixed_model, mixed_guide) for alpha in (0.5, 1.0, 2.0)
+    ]
     for terms in found:
         torch.testing.assert_close(terms.entropy, found[1].entropy)
     assert float(found[0].penalty) > float(found[1].penalty) > float(found[2].penalty)
@@ -357,7 +359,9 @@ def test_a_location_scale_guide_has_the_gradient_of_shannon() -> None:
 
     pyro.clear_param_store()
     gamma()
-    first, second = (of_penalty(BaNEL_ELBO(0.5, alpha=alpha), gamma, gamma)[1]["k"] for alpha in (1.0, 3.0))
+    first, second = (
+        of_penalty(BaNEL_ELBO(0.5, alpha=alpha, allow_unbounded=True), gamma, gamma)[1]["k"] for alpha in (1.0, 3.0)
+    )
     assert abs(first - second) > 0.01
 
 
@@ -584,7 +588,11 @@ def test_next_to_one_it_is_shannon(name: str, gap: float, dtype: torch.dtype) ->
     model, guide = pairs[name]
     guide()
     drawn = name in ("mixture", "dependent")
-    make = (lambda a: vectorised(0.7, a, 50, entropy="monte_carlo")) if drawn else (lambda a: BaNEL_ELBO(0.7, alpha=a))
+    make = (
+        (lambda a: vectorised(0.7, a, 50, entropy="monte_carlo"))
+        if drawn
+        else (lambda a: BaNEL_ELBO(0.7, alpha=a, allow_unbounded=True))
+    )
     shannon, near = (slopes(make(alpha), model, guide) for alpha in (1.0, 1.0 + gap))
     tolerance = 2e-5 if dtype == torch.float32 else 20 * abs(gap) + 1e-9
     assert near[0] == pytest.approx(shannon[0], rel=tolerance, abs=tolerance)

@@ -109,10 +109,12 @@ class GuideDraws:
     def _log_jacobian(self, site: Site) -> Tensor | None:
         """log|det dz/du| at the value of a site, over its batch; None where u is z."""
         support = self._reference.nodes[site["name"]]["fn"].support
+        support = getattr(support, "base_constraint", support) if "Mixture" in type(support).__name__ else support
         if support.is_discrete or is_unconstrained(support):
             return None
         transform = biject_to(support)
-        jacobian: Tensor = transform.log_abs_det_jacobian(transform.inv(site["value"]), site["value"])
+        value = getattr(site["value"], "_unquantize", site["value"])  # of a straight-through relaxation
+        jacobian: Tensor = transform.log_abs_det_jacobian(transform.inv(value), value)
         while jacobian.dim() > site["log_prob"].dim():
             jacobian = jacobian.sum(-1)
         mask = site["mask"]

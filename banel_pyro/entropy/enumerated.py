@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from banel_pyro.entropy.joint import common_plates, common_scale
 from banel_pyro.terms import Summand
-from banel_pyro.traces import GuideDensity, Site, Stack, sample_sites
+from banel_pyro.traces import WRAPPERS, GuideDensity, Site, Stack, sample_sites
 
 __all__ = [
     "depends_on_values",
@@ -43,9 +44,15 @@ def to_enumerate(site: Site) -> bool:
     return site["infer"].get("enumerate") == "parallel" and site["infer"].get("num_samples") is None
 
 
+def _only_parallel(site: Any) -> Any:
+    """What is to be enumerated value by value is drawn instead: that takes runs of their own."""
+    return {"enumerate": None} if site["infer"].get("enumerate") == "sequential" else {}
+
+
 def enumerated_trace(guide: Any, args: Any, kwargs: Any, nesting: int) -> Any:
     """A trace of a guide with its enumerated sites on axes to the left of ``nesting`` plates, without log densities."""
-    enumerating = EnumMessenger(first_available_dim=-1 - nesting)(guide)
+    parallel = poutine.infer_config(guide, _only_parallel)
+    enumerating = EnumMessenger(first_available_dim=-1 - nesting)(parallel)
     return prune_subsample_sites(poutine.trace(enumerating).get_trace(*args, **kwargs))
 
 
@@ -76,12 +83,17 @@ def marginal(summand: Summand, trace: Any) -> Tensor:
     terms = ",".join(operand._pyro_dims for operand in operands)
     mean: Any = factor * contract(f"{terms}->{kept}", *operands, backend="torch")
     mean._pyro_dims = kept
-    frames = [frame for frame in summand.stack if frame.vectorized]
+    symbol_to_dim = {symbol: dim for dim, symbol in (summand.symbols or {}).items()}
+    return packed.unpack(mean, symbol_to_dim).expand(_shape(summand.stack))  # type: ignore[no-any-return]
+
+
+def _shape(stack: Stack) -> list[int]:
+    """The batch shape that the plates of a stack make."""
+    frames = [frame for frame in stack if frame.vectorized]
     shape = [1] * max((-frame.dim for frame in frames), default=0)
     for frame in frames:
         shape[frame.dim] = frame.size
-    symbol_to_dim = {symbol: dim for dim, symbol in (summand.symbols or {}).items()}
-    return packed.unpack(mean, symbol_to_dim).expand(shape)  # type: ignore[no-any-return]
+    return shape
 
 
 def depends_on_values(summand: Summand) -> bool:
@@ -103,7 +115,8 @@ def enumerated_renyi(densities: Sequence[GuideDensity], alpha: float, trace: Any
         trace: the trace.
 
     Raises:
-        ValueError: for α = 0 or ∞, dependence across a subsampled plate, and different scales.
+        ValueError: for α = 0 or ∞, dependence across a subsampled plate, different scales, and masks inside of
+            distributions.
     """
     names = [density.name for density in densities]
     if alpha == 0 or math.isinf(alpha):
@@ -111,30 +124,48 @@ def enumerated_renyi(densities: Sequence[GuideDensity], alpha: float, trace: Any
             f"alpha={alpha:g}: {names} depend on each other, and their joint Rényi entropy is for 0 < alpha < inf. "
             "Write alpha=0.01 or alpha=100.0, or make the sites independent."
         )
+    inside = [density.name for density in densities if _is_masked_inside(density.site["fn"])]
+    if inside:
+        raise ValueError(
+            f"alpha={alpha:g}: {inside} are enumerated, depend on each other or others, and have a mask in their "
+            "distribution, which hides their probabilities. Write `with poutine.mask(mask=...)` around the statement "
+            "in place of .mask(...)."
+        )
     plates, scale = common_plates(densities, alpha), common_scale(densities, alpha)
     factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()  # what Pyro asks for
-    for density in densities:
-        factors.setdefault(ordinal_of(density.site["cond_indep_stack"], trace), []).append(_power(density.site, alpha))
-    sums = {density.site["infer"]["_enumerate_symbol"] for density in densities}
-    log_sum = contract_to_tensor(factors, sums, target_ordinal=ordinal_of(plates, trace))
-    value = packed.unpack(log_sum, trace.symbol_to_dim).to(densities[0].site["log_prob"].dtype)
-    value = scale * value / (1 - alpha)
+    powers: list[Any] = [_power(density.site, alpha) for density in densities]
+    present = {symbol for power in powers for symbol in power._pyro_dims}  # packing drops plates of one element
+    for density, power in zip(densities, powers, strict=True):
+        ordinal = ordinal_of(density.site["cond_indep_stack"], trace) & present
+        factors.setdefault(ordinal, []).append(power)
+    sums = {density.site["infer"]["_enumerate_symbol"] for density in densities} & present
+    log_sum = contract_to_tensor(factors, sums, target_ordinal=ordinal_of(plates, trace) & present)
+    value = packed.unpack(log_sum, trace.symbol_to_dim).expand(_shape(plates))
+    value = scale * value.to(densities[0].site["log_prob"].dtype) / (1 - alpha)
     return Summand(value, value, plates, paid_for=False)
 
 
+def _is_masked_inside(fn: Any) -> bool:
+    while isinstance(fn, WRAPPERS) and not isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.MaskedDistribution)
+
+
 def _power(site: Site, alpha: float) -> Tensor:
-    r""":math:`\alpha \log q` of a site, packed, in float64: it is divided by α - 1 later. Masked elements sum to 1."""
+    r""":math:`\alpha \log q` of a site, packed, in float64: it is divided by α - 1 later.
+
+    A masked element has no entropy, but its values still happen with their probabilities: it stays :math:`\log q`.
+    """
     log_q = site["packed"]["unscaled_log_prob"]
-    power: Any = alpha * log_q.double()
-    power._pyro_dims = log_q._pyro_dims
+    plain: Any = log_q.double()
+    power: Any = alpha * plain
+    power._pyro_dims = plain._pyro_dims = log_q._pyro_dims
     mask = site["packed"]["mask"]
     if mask is None or mask is True:
         return torch.as_tensor(power)
-    values = log_q.shape[log_q._pyro_dims.index(site["infer"]["_enumerate_symbol"])]
     if mask is False:
-        masked: Any = torch.full_like(power, -math.log(values))
-    else:
-        power, wide = packed.broadcast_all(power, mask)
-        masked = torch.where(wide, power, -math.log(values))
+        return torch.as_tensor(plain)
+    power, plain, wide = packed.broadcast_all(power, plain, mask)
+    masked: Any = torch.where(wide, power, plain)
     masked._pyro_dims = power._pyro_dims
     return torch.as_tensor(masked)

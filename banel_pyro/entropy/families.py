@@ -46,7 +46,7 @@ import torch
 import torch.distributions as td
 from torch import Tensor
 
-__all__ = ["DIVERGING", "FAMILIES", "FINITE", "expm1_slope", "log1p_slope"]
+__all__ = ["DIVERGING", "FAMILIES", "FINITE", "LOCATION_SCALE", "expm1_slope", "log1p_slope"]
 
 NEAR_ONE = 0.1
 """Within this distance of α = 1 no difference of two nearly equal numbers is taken."""
@@ -276,6 +276,12 @@ FINITE = (td.Bernoulli, td.Binomial, td.Categorical, td.OneHotCategorical)
 
 DIVERGING = (td.Gamma, td.InverseGamma, td.Beta, td.Dirichlet, td.StudentT, td.Cauchy, td.HalfCauchy)
 """Families whose Rényi entropy is infinite at some orders for some parameters."""
+
+LOCATION_SCALE = (
+    *(td.Normal, td.HalfNormal, td.MultivariateNormal, td.LowRankMultivariateNormal),
+    *(td.Laplace, td.Exponential, td.Uniform, td.Cauchy, td.HalfCauchy),
+)
+"""Families of a location and a scale, where the order changes the entropy by a constant."""
 
 FAMILIES: dict[type, Callable[[Any, float], Tensor]] = {
     td.Normal: power(2),

@@ -99,7 +99,7 @@ def guide_entropy(
     with nullcontext() if seed is None else fork_rng(seed), torch.no_grad(), evaluation_mode(guide):
         draws = GuideDraws(guide, args, kwargs, space)
         found = (_shannon if alpha == 1 else _renyi)(draws, asked, apart=per_site)
-    return found if per_site else _sum(list(found.values()))
+    return found if per_site else _sum(list(found.values()), per_datum=per_datum)
 
 
 @dataclass(frozen=True)
@@ -194,6 +194,11 @@ def _renyi(draws: GuideDraws, asked: _Asked, *, apart: bool) -> dict[str, Any]:
             reason = "it depends on other sites" if len(names) > 1 else f"no formula is known for alpha={asked.alpha:g}"
             raise ValueError(_no_closed_form(first, reason))
         sampled.append(_Group(names, common_plates([draws.first[name] for name in names], asked.alpha)))
+    if sampled and asked.count < 2:
+        raise ValueError(
+            f"num_samples={asked.count} with alpha={asked.alpha:g}: the entropy of {list(sampled[0].names)} is "
+            "estimated from draws. Write num_samples=1000, or alpha=1.0."
+        )
     if sampled:
         log_q = [[_joint_log_q(draws, one, group) for group in sampled] for one in draws.draws(asked.count)]
         for group, column in zip(sampled, zip(*log_q, strict=True), strict=True):
@@ -271,8 +276,10 @@ def _mean(values: Sequence[Any], *, exact: bool) -> Any:
     return Estimate(float(mean), float(error)) if mean.ndim == 0 else VectorEstimate(mean, error)
 
 
-def _sum(found: Sequence[Any]) -> Any:
+def _sum(found: Sequence[Any], *, per_datum: bool) -> Any:
     """The entropy of independent parts: values add, and variances."""
+    if not found and not per_datum:
+        raise ValueError("the guide draws no site, so that it has no entropy. Give it a pyro.sample statement.")
     if not found:
         raise ValueError("per_datum: the guide has no site in the data plate. Name the plate: data_plate='data'.")
     value = np.asarray(sum(np.asarray(part.value) for part in found))

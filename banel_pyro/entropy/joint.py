@@ -6,6 +6,7 @@ takes one number :math:`\log q(z_k)` per draw and element of the plates that all
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -46,13 +47,20 @@ PARTICLES = "num_particles_vectorized"
 # ---- which densities depend on which -----------------------------------------------------------------------------
 
 
+class _TrackDraws(TrackProvenance):
+    """Pyro's record of where numbers come from, of draws alone: a parameter is nobody's parent."""
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        pass
+
+
 def site_parents(guide: Any, args: Any, kwargs: Any, densities: Densities) -> dict[str, set[str]]:
     """The densities that each density depends on, as Pyro's record of where numbers come from has it.
 
     It runs the guide once, and leaves the random generator as it was. Dependence through Python alone, a branch on a
     draw, ``.item()`` or writing into a tensor, leaves no record and is not seen.
     """
-    with kept_rng(), evaluation_mode(guide), TrackProvenance():
+    with kept_rng(), evaluation_mode(guide), _TrackDraws():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         trace.compute_log_prob()
     owner = {str(site["name"]): name for name, density in densities.items() for site in density.sites}
@@ -186,6 +194,9 @@ def renyi_summand(densities: Sequence[GuideDensity], alpha: float, mode: str) ->
         if closed is not None:
             refuse_infinite(densities[0], closed.value, alpha)
             return closed
+    for density in densities:  # what is infinite given its parents is infinite with them
+        if isinstance(base_distribution(density.site["fn"]), DIVERGING):
+            refuse_infinite(density, torch.as_tensor(renyi_entropy(density.site["fn"], alpha)), alpha)
     if mode == "closed_form":
         raise ValueError(
             f"entropy='closed_form', but the Rényi entropy of {_names(densities)} at alpha={alpha:g} has no closed "
@@ -195,6 +206,11 @@ def renyi_summand(densities: Sequence[GuideDensity], alpha: float, mode: str) ->
 
 
 def _from_particles(densities: Sequence[GuideDensity], alpha: float) -> Summand:
+    if alpha == 0 or math.isinf(alpha):
+        raise ValueError(
+            f"alpha={alpha:g} at {_names(densities)}, whose Rényi entropy has to be estimated from draws: these say "
+            "nothing about values that they do not hold. Write 0 < alpha < inf, or enumerate the sites."
+        )
     plates = common_plates(densities, alpha)
     particles = next((frame for frame in plates if frame.name == PARTICLES), None)
     if particles is None:

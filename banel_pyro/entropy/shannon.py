@@ -113,6 +113,6 @@ def _refuse_closed_form(density: GuideDensity, *, has_base: bool) -> None:
         else f"its distribution {type(base_distribution(density.site['fn'])).__name__} has no formula"
     )
     raise ValueError(
-        f"entropy='closed_form', but the guide's entropy at site '{density.name}' has no closed form: {why}. "
-        "Use entropy='auto' (closed form where there is one) or entropy='monte_carlo'."
+        f"'closed_form' was asked for, but the guide's entropy at site '{density.name}' has no closed form: {why}. Use "
+        "'auto' (closed form where there is one) or 'monte_carlo'."
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from banel_pyro.entropy.families import FAMILIES
-from banel_pyro.entropy.joint import components
+from banel_pyro.entropy.families import LOCATION_SCALE
+from banel_pyro.entropy.joint import components, is_the_site_alone
 from banel_pyro.entropy.renyi import check_order
 from banel_pyro.objectives.base import Objective
 from banel_pyro.objectives.bound import Bound
@@ -35,8 +35,8 @@ class EntropyWeighted(Objective):
         lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
             changed between steps.
         alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
-        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 on mixtures, flows and dependent sites,
-            for guides whose scales are bounded below.
+        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 where the guide is no family of a
+            location and a scale: for guides whose scales and shapes are bounded.
         **options: as for :class:`~banel_pyro.objectives.base.Objective`.
 
     Raises:
@@ -44,8 +44,8 @@ class EntropyWeighted(Objective):
         ValueError: at the first call, for unknown site names, λ ≥ 1 on a continuous site, a point mass under a
             penalty, or a joint autoguide with local latents in a subsampled plate; for α ≠ 1 also where H is
             infinite, where sites that depend on each other differ in λ or lie across a subsampled plate, where it
-            takes vectorised particles and there are fewer than two, and for α > 1 and λ > 0 where the guide can put
-            a little mass into a spike.
+            takes vectorised particles and there are fewer than two, and for α > 1 and λ > 0 on continuous sites
+            whose guide is no family of a location and a scale.
     """
 
     def __init__(self, lam: Weight = 0.0, *, alpha: float = 1.0, allow_unbounded: bool = False, **options: Any) -> None:
@@ -60,10 +60,10 @@ class EntropyWeighted(Objective):
         if self.alpha == 1:
             return [s.weighted(lam) for name, lam in weights.items() for s in bound.entropy[name]]
         groups = _penalised_groups(weights, bound.parents, self.alpha)
-        for names in groups:
-            if not self.allow_unbounded:
-                _refuse_spikes([bound.densities[name] for name in names], weights[names[0]], self.alpha)
-        return [bound.renyi(names, self.alpha).weighted(weights[names[0]]) for names in groups]
+        summands = [bound.renyi(names, self.alpha).weighted(weights[names[0]]) for names in groups]
+        for names in groups if not self.allow_unbounded else ():
+            _refuse_unbounded([bound.densities[name] for name in names], weights[names[0]], self.alpha)
+        return summands
 
     def _weights(self, bound: Bound) -> dict[str, float | Tensor]:
         names = bound.densities
@@ -98,8 +98,8 @@ class BaNEL_ELBO(EntropyWeighted, TraceObjective):
         lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
             changed between steps.
         alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
-        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 on mixtures, flows and dependent sites,
-            for guides whose scales are bounded below.
+        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 where the guide is no family of a
+            location and a scale: for guides whose scales and shapes are bounded.
         **options: as for :class:`~banel_pyro.objectives.base.Objective`.
 
     Raises:
@@ -139,7 +139,8 @@ class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
     Arguments as for :class:`BaNEL_ELBO`.
 
     Raises:
-        TypeError, ValueError: as :class:`BaNEL_ELBO` does; for α ≠ 1 and densities that would need draws.
+        TypeError, ValueError: as :class:`BaNEL_ELBO` does; for α ≠ 1 and dependent sites of which only some are
+            enumerated.
 
     Example:
         >>> BaNEL_TraceEnum_ELBO(lam=0.5, max_plate_nesting=1).lam
@@ -147,21 +148,24 @@ class BaNEL_TraceEnum_ELBO(EntropyWeighted, EnumObjective):
     """
 
 
-def _refuse_spikes(densities: Sequence[GuideDensity], lam: float | Tensor, alpha: float) -> None:
-    r"""Refuse a penalty that falls without bound as a small part of the guide narrows to a spike.
+def _refuse_unbounded(densities: Sequence[GuideDensity], lam: float | Tensor, alpha: float) -> None:
+    r"""Refuse a penalty of order α > 1 that falls without bound while the ELBO does not.
 
-    A spike of mass m and width w adds :math:`m^\alpha w^{1-\alpha}` to :math:`\int q^\alpha`: for α > 1 the entropy
-    goes like log w whatever m is, and costs the ELBO only m log(1/w).
+    A spike of mass m and width w, as mixtures and flows can make, adds :math:`m^\alpha w^{1-\alpha}` to
+    :math:`\int q^\alpha`: the entropy goes like log w whatever m is, and costs the ELBO only m log(1/w). Gamma, Beta
+    and Dirichlet have a shape at which :math:`\int q^\alpha` diverges, a log-normal falls with its variance. A family
+    of a location and a scale has Shannon's entropy and a constant.
     """
     if isinstance(lam, Tensor) or lam <= 0 or alpha <= 1 or not any(density.is_continuous for density in densities):
         return
-    if len(densities) == 1 and isinstance(base_distribution(densities[0].site["fn"]), tuple(FAMILIES)):
+    alone = len(densities) == 1 and is_the_site_alone(densities[0])
+    if alone and isinstance(base_distribution(densities[0].site["fn"]), LOCATION_SCALE):
         return
     names = [density.name for density in densities]
     raise ValueError(
-        f"lam={lam} with alpha={alpha:g} at {names}: this guide can put a little mass into a spike, and for alpha > 1 "
-        "the loss then falls without bound. Use alpha <= 1, or a guide in one family with a closed form; or, if its "
-        "scales are bounded below, allow_unbounded=True."
+        f"lam={lam} with alpha={alpha:g} at {names}: this guide can put much density on little mass, and for alpha > 1 "
+        "the loss then falls without bound. Use alpha <= 1, or a guide with a location and a scale on a real site; or, "
+        "if its scales and shapes are bounded away from there, allow_unbounded=True."
     )
 
 

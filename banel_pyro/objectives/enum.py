@@ -68,6 +68,7 @@ class EnumBound(Bound):
     def renyi(self, names: Sequence[str], alpha: float) -> Summand:
         """The joint Rényi entropy of some densities that depend on no others: a closed form, a sum, or from draws."""
         densities = [self.densities[name] for name in names]
+        # each of their values has a run of its own, in all of which a term of no draw would count
         one_by_one = [n for n, site in sample_sites(self.guide_trace) if "_enum_total" in site["infer"]]
         if one_by_one:
             raise ValueError(

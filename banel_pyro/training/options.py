@@ -120,13 +120,14 @@ def objective_and_schedule(objective: Any, lam: Any) -> tuple[Any, Schedule]:
     if not isinstance(objective, Objective):
         kind = objective.__name__ if isinstance(objective, type) else type(objective).__name__
         raise TypeError(
-            f"objective is a {kind}: expected a banel_pyro objective such as BaNEL_ELBO(). With lam=0 it is Pyro's "
-            "Trace_ELBO."
+            f"objective is a {kind}: expected a banel_pyro objective such as BaNEL_ELBO() (with the brackets). With "
+            "lam=0 it is Pyro's Trace_ELBO."
         )
     own = float(objective.lam) if isinstance(objective.lam, torch.Tensor) else objective.lam
     if lam is not None and own != 0:
         raise ValueError(
-            f"lam={lam!r} in fit and lam={own!r} in the objective: set it in one place. A schedule goes to fit."
+            f"lam={lam!r} in fit and lam={own!r} in the objective: set it in one place. A schedule goes to fit, and so "
+            "does the --lam of the command line: leave it out of the objective."
         )
     return copy.copy(objective), as_schedule(own if lam is None else lam)
 
@@ -203,7 +204,16 @@ def describe_objective(objective: Any) -> str:
     usual = vars(Trace_ELBO()) | {"alpha": 1.0}
     options = {k: v for k, v in vars(objective).items() if not k.startswith("_") and usual.get(k, ...) != v}
     options.pop("max_plate_nesting", None)
-    return f"{type(objective).__name__}({', '.join(f'{k}={v!r}' for k, v in options.items())})"
+    return f"{type(objective).__name__}({', '.join(f'{k}={_shown(v)}' for k, v in options.items())})"
+
+
+def _shown(value: Any) -> str:
+    """A number or a text as it is, anything else by its name: an address in memory would differ from run to run."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    return name_of(value)
 
 
 def name_of(item: Any) -> str:
