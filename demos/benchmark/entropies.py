@@ -238,7 +238,8 @@ def step_ways(problem: StepProblem) -> Mapping[str, Stepper]:
         "Pyro": Stepper(problem, problem.form(**options)),
         "lam = 0": Stepper(problem, problem.ours(lam=0.0, **options)),
         f"lam = {LAM}": Stepper(problem, problem.ours(lam=LAM, **options)),
-        f"lam = {LAM}, alpha = 2": Stepper(problem, problem.ours(lam=LAM, alpha=2.0, **options)),
+        # it may have no minimum, which a few steps do not look for
+        f"lam = {LAM}, alpha = 2": Stepper(problem, problem.ours(lam=LAM, alpha=2.0, allow_unbounded=True, **options)),
     }
 
 
