@@ -15,7 +15,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from banel_pyro.traces import Site, sample_sites
+from banel_pyro.traces import Site, plate_nesting, plate_shape, sample_sites
 
 __all__ = ["model_trace"]
 
@@ -42,7 +42,7 @@ def model_trace(model: Any, guide_trace: Any, args: Any) -> Any:
     if not names:
         trace.compute_log_prob()
         return trace
-    enumerating = EnumMessenger(first_available_dim=-1 - _nesting(trace, guide_trace))(model)
+    enumerating = EnumMessenger(first_available_dim=-1 - plate_nesting(trace, guide_trace))(model)
     replayed = poutine.replay(enumerating, trace=guide_trace)  # outside of the enumeration, as Pyro has it
     enumerated = prune_subsample_sites(poutine.trace(replayed).get_trace(*args))
     _move_sums(trace, enumerated, guide_trace.copy(), names)
@@ -51,10 +51,6 @@ def model_trace(model: Any, guide_trace: Any, args: Any) -> Any:
 
 def _is_summed_out(site: Site) -> bool:
     return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
-
-
-def _frames(site: Site) -> list[Any]:
-    return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
 def _contracted(factors: Factors, enumerated: Any, summed: set[str]) -> dict[frozenset[str], Tensor]:
@@ -72,16 +68,6 @@ def _without_observed(factors: Factors, enumerated: Any, touched: set[str]) -> F
     return OrderedDict((ordinal, terms) for ordinal, terms in kept if terms)
 
 
-def _nesting_of(site: Site) -> int:
-    return max((-frame.dim for frame in _frames(site)), default=0)
-
-
-def _nesting(*traces: Any) -> int:
-    return max(
-        (-frame.dim for trace in traces for _, site in sample_sites(trace) for frame in _frames(site)), default=0
-    )
-
-
 def _move_sums(trace: Any, enumerated: Any, guide_trace: Any, names: list[str]) -> None:
     """Give a trace with sampled values the log densities of one with all of them."""
     guide_trace.compute_log_prob()
@@ -94,7 +80,7 @@ def _move_sums(trace: Any, enumerated: Any, guide_trace: Any, names: list[str]) 
         trace.remove_node(name)
     for name, site in sample_sites(trace):
         if name in touched:
-            _put(site, torch.zeros([1] * _nesting_of(site)), 1.0)
+            _put(site, torch.zeros(()), 1.0)
     sites = [(name, site) for name, site in reversed(list(sample_sites(trace))) if name in touched]
     hosts = {ordering[name]: name for name, site in sites if site["is_observed"]}
     latents = {ordering[name]: name for name, site in sites if not site["is_observed"]}
@@ -111,10 +97,8 @@ def _move_sums(trace: Any, enumerated: Any, guide_trace: Any, names: list[str]) 
 
 def _put(site: Site, log_prob: Tensor, scale: Any) -> None:
     """Set the log density of a site, over its plates."""
-    shape = [1] * _nesting_of(site)
-    for frame in _frames(site):
-        shape[frame.dim] = frame.size
-    site["unscaled_log_prob"], site["mask"], site["scale"] = log_prob.expand(shape), None, scale
+    log_prob = log_prob.expand(plate_shape(site["cond_indep_stack"]))
+    site["unscaled_log_prob"], site["mask"], site["scale"] = log_prob, None, scale
     site["log_prob"] = site["unscaled_log_prob"] * scale
     site["log_prob_sum"] = site["log_prob"].sum()
 
@@ -123,8 +107,9 @@ def _add_factor(trace: Any, enumerated: Any, ordinal: frozenset[str], names: lis
     """A site like that of ``pyro.factor``, in the plates of an ordinal."""
     name = "sum over " + ", ".join(names)
     name = name if name not in trace.nodes else f"{name} ({''.join(sorted(ordinal))})"
-    frames = {f.name: f for _, site in sample_sites(enumerated) for f in _frames(site)}
-    stack = tuple(f for f in frames.values() if enumerated.plate_to_symbol[f.name] in ordinal)
+    stacks = [site["cond_indep_stack"] for _, site in sample_sites(enumerated)]
+    frames = {frame.name: frame for stack in stacks for frame in stack if frame.vectorized}
+    stack = tuple(frame for name, frame in frames.items() if enumerated.plate_to_symbol[name] in ordinal)
     fn = dist.Unit(torch.zeros(()))
     trace.add_node(
         name, type="sample", name=name, fn=fn, is_observed=True, args=(), kwargs={}, value=fn.sample(), infer={},

@@ -30,7 +30,9 @@ __all__ = [
     "guide_densities",
     "is_unconstrained",
     "on_plate",
+    "plate_nesting",
     "plate_scale",
+    "plate_shape",
     "refuse_enumerated",
     "sample_sites",
     "unscaled_log_prob",
@@ -256,6 +258,22 @@ def batch_shape(site: Site) -> torch.Size:
     if axis is None or len(shape) < -axis:
         return shape
     return torch.Size([*shape[:axis], 1, *shape[len(shape) + axis + 1 :]])
+
+
+def plate_shape(stack: Stack) -> list[int]:
+    """The batch shape that the plates of a stack make."""
+    frames = [frame for frame in stack if frame.vectorized]
+    shape = [1] * max((-frame.dim for frame in frames), default=0)
+    for frame in frames:
+        shape[frame.dim] = frame.size
+    return shape
+
+
+def plate_nesting(*traces: Any) -> int:
+    """How many axes the plates in some traces take."""
+    return max(
+        (len(plate_shape(site["cond_indep_stack"])) for trace in traces for _, site in sample_sites(trace)), default=0
+    )
 
 
 def plate_scale(stack: Stack) -> float:

@@ -21,6 +21,7 @@ from banel_pyro.traces import (
     Site,
     guide_densities,
     is_unconstrained,
+    plate_nesting,
     plate_scale,
     sample_sites,
     unscaled_log_prob,
@@ -51,10 +52,8 @@ class GuideDraws:
         self._reference = _reference(guide, first, args, kwargs)
         self.first: Densities = guide_densities(self._reference, first)
         self.parents: Mapping[str, set[str]] = site_parents(guide, args, kwargs, self.first)
-        sites = [site for _, site in sample_sites(first)]
-        self.enumerates: set[str] = {str(site["name"]) for site in sites if to_enumerate(site)}
-        frames = [frame for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
-        self._nesting = max((-frame.dim for frame in frames), default=0)
+        self.enumerates: set[str] = {name for name, site in sample_sites(first) if to_enumerate(site)}
+        self._nesting = plate_nesting(first)
 
     def draws(self, count: int) -> Iterator[Densities]:
         """The densities of the guide at so many draws."""

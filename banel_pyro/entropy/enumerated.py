@@ -21,7 +21,7 @@ from torch import Tensor
 
 from banel_pyro.entropy.joint import common_plates, common_scale
 from banel_pyro.terms import Summand
-from banel_pyro.traces import WRAPPERS, GuideDensity, Site, Stack, sample_sites
+from banel_pyro.traces import WRAPPERS, GuideDensity, Site, Stack, plate_shape, sample_sites
 
 __all__ = [
     "depends_on_values",
@@ -84,22 +84,13 @@ def marginal(summand: Summand, trace: Any) -> Tensor:
     mean: Any = factor * contract(f"{terms}->{kept}", *operands, backend="torch")
     mean._pyro_dims = kept
     symbol_to_dim = {symbol: dim for dim, symbol in (summand.symbols or {}).items()}
-    return packed.unpack(mean, symbol_to_dim).expand(_shape(summand.stack))  # type: ignore[no-any-return]
-
-
-def _shape(stack: Stack) -> list[int]:
-    """The batch shape that the plates of a stack make."""
-    frames = [frame for frame in stack if frame.vectorized]
-    shape = [1] * max((-frame.dim for frame in frames), default=0)
-    for frame in frames:
-        shape[frame.dim] = frame.size
-    return shape
+    return packed.unpack(mean, symbol_to_dim).expand(plate_shape(summand.stack))  # type: ignore[no-any-return]
 
 
 def depends_on_values(summand: Summand) -> bool:
     """Whether a summand has an axis of enumerated values."""
-    plates = max((-frame.dim for frame in summand.stack if frame.vectorized), default=0)
-    return any(size != 1 for size in summand.value.shape[: max(summand.value.dim() - plates, 0)])
+    others = max(summand.value.dim() - len(plate_shape(summand.stack)), 0)
+    return any(size != 1 for size in summand.value.shape[:others])
 
 
 def enumerated_renyi(densities: Sequence[GuideDensity], alpha: float, trace: Any) -> Summand:
@@ -140,7 +131,7 @@ def enumerated_renyi(densities: Sequence[GuideDensity], alpha: float, trace: Any
         factors.setdefault(ordinal, []).append(power)
     sums = {density.site["infer"]["_enumerate_symbol"] for density in densities} & present
     log_sum = contract_to_tensor(factors, sums, target_ordinal=ordinal_of(plates, trace) & present)
-    value = packed.unpack(log_sum, trace.symbol_to_dim).expand(_shape(plates))
+    value = packed.unpack(log_sum, trace.symbol_to_dim).expand(plate_shape(plates))
     value = scale * value.to(densities[0].site["log_prob"].dtype) / (1 - alpha)
     return Summand(value, value, plates, paid_for=False)
 

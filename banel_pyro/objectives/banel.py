@@ -31,13 +31,7 @@ class EntropyWeighted(Objective):
     With an order α ≠ 1 the entropies are Rényi's, :math:`H_\alpha(q) = (1-\alpha)^{-1} \log \int q^\alpha`. These add
     over independent sites only; of sites that depend on each other the joint one counts, and they must have one λ.
 
-    Args:
-        lam: λ in nats per nat: a number, or a mapping ``{site name: number}`` (sites left out: 0). Can be
-            changed between steps.
-        alpha: the order α ≥ 0 of the entropy in the penalty; 1 is Shannon's. 0 and ∞ are for finite supports.
-        allow_unbounded: accept λ ≥ 1 on continuous sites, and α > 1 with λ > 0 where the guide is no family of a
-            location and a scale: for guides whose scales and shapes are bounded.
-        **options: as for :class:`~banel_pyro.objectives.base.Objective`.
+    Arguments as for :class:`BaNEL_ELBO`.
 
     Raises:
         TypeError: if λ or α is no number.

@@ -17,7 +17,7 @@ from banel_pyro.batches import Rows, Split, num_rows
 from banel_pyro.evaluate import held_out_elbo, trace_draws
 from banel_pyro.modules import evaluation_mode, modules_of, reachable_modules
 from banel_pyro.plates import DataPlate, find_data_plate, local_parameters, one_line, tell_autoguide
-from banel_pyro.traces import guide_densities, sample_sites
+from banel_pyro.traces import guide_densities, plate_nesting, sample_sites
 from banel_pyro.training.parameters import Parameters
 
 __all__ = ["Checked", "check_held_out", "check_lam", "preflight"]
@@ -107,8 +107,7 @@ def _sizes(model: Any, guide: Any, first: Rows, plate: DataPlate) -> tuple[dict[
         name: float(density.site["value"].numel()) * float(density.site["scale"]) / factor
         for name, density in guide_densities(model_trace, guide_trace).items()
     }
-    stacks = [site["cond_indep_stack"] for trace in (model_trace, guide_trace) for _, site in sample_sites(trace)]
-    return sizes, max((-frame.dim for stack in stacks for frame in stack if frame.vectorized), default=0)
+    return sizes, plate_nesting(model_trace, guide_trace)
 
 
 def _check_size(plate: DataPlate, size: int, batch: int) -> None:
