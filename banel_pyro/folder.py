@@ -21,7 +21,7 @@ from banel_pyro.training.parameters import safe_constraints
 
 __all__ = ["FORMAT", "RunFolder", "run_seed", "versions"]
 
-FORMAT = 2
+FORMAT = 3
 """Version of the run folder. A folder of another version is refused."""
 
 

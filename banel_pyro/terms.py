@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["Estimate", "LossTerms", "Summand", "VectorEstimate", "Weight"]
 
-Weight: TypeAlias = float | Tensor | Mapping[str, float]
+Weight: TypeAlias = float | Tensor | Mapping[str, float | Tensor]
 """A λ: one number for every latent site, or a mapping from site name to number (sites left out: 0)."""
 
 

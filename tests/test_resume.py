@@ -548,7 +548,7 @@ def test_a_folder_without_a_state_holds_nothing_to_lose(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("config.json", b"{", "config.json' is not JSON .*damaged"),
-        ("config.json", b'{"format": 99, "versions": {"banel_pyro": "9.9"}}', "run of format 99.*reads format 2.*9.9"),
+        ("config.json", b'{"format": 99, "versions": {"banel_pyro": "9.9"}}', "run of format 99.*reads format 3.*9.9"),
         ("state.pt", b"nonsense", "state.pt' cannot be read as a state .*damaged"),
     ],
 )
@@ -564,7 +564,7 @@ def test_a_state_of_another_format_or_that_is_code_is_refused(tmp_path: Path) ->
     train("functions", tmp_path / "run")
     state = RunFolder(tmp_path / "run").read_state()
     torch.save(state | {"format": 99}, tmp_path / "run" / "state.pt")
-    with pytest.raises(ValueError, match="state of format 99, this version reads format 2"):
+    with pytest.raises(ValueError, match="state of format 99, this version reads format 3"):
         FitResult.load(tmp_path / "run", functions())
     torch.save(state | {"code": print}, tmp_path / "run" / "state.pt")
     with pytest.raises(ValueError, match="UnpicklingError"):

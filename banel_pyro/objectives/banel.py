@@ -63,7 +63,9 @@ class EntropyWeighted(Objective):
         names = bound.densities
         if isinstance(self.lam, Mapping):
             _check_names("lam", self.lam, names)
-            weights: dict[str, float | Tensor] = {name: lam for name, lam in self.lam.items() if lam != 0}
+            weights: dict[str, float | Tensor] = {
+                name: lam for name, lam in self.lam.items() if isinstance(lam, Tensor) or lam != 0
+            }
         elif isinstance(self.lam, Tensor) or self.lam != 0:
             weights = dict.fromkeys(names, self.lam)
         else:
@@ -184,7 +186,7 @@ def _check_penalty(density: GuideDensity, lam: float | Tensor, allow_unbounded: 
             f"lam={lam} at site '{density.name}', where the guide is a point mass (Delta): its entropy is -inf. Give "
             "lam as a mapping that leaves this site out, use lam=0, or give the site a guide with a density."
         )
-    # a λ that is a tensor is an input of a compiled step, checked by whoever set it
+    # a λ that is a tensor is an input of a captured step, checked by whoever set it
     if not isinstance(lam, Tensor) and lam >= 1 and density.is_continuous and not allow_unbounded:
         raise ValueError(
             f"lam={lam} at the continuous site '{density.name}': for lam >= 1 the loss has no minimum, it falls "

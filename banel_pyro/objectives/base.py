@@ -232,14 +232,14 @@ def _check_option(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def check_weight(argument: str, weight: Any) -> Weight:
     """Refuse a λ that is not a finite number, or a mapping from names to finite numbers."""
-    if isinstance(weight, Tensor) and weight.dim() == 0:
-        return weight
     if isinstance(weight, Mapping):
         return {str(name): _check_number(f"{argument}['{name}']", value) for name, value in weight.items()}
     return _check_number(argument, weight)
 
 
-def _check_number(argument: str, value: Any) -> float:
+def _check_number(argument: str, value: Any) -> float | Tensor:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        return value  # an input of a captured step, checked by whoever set it
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{argument}={value!r}: expected a number, or a mapping {{site name: number}}.")
     if not math.isfinite(value):

@@ -81,6 +81,11 @@ class Callbacks:
         self._wanted = {kind: [c for c in callbacks if kind in getattr(c, "events", EVENTS)] for kind in EVENTS}
         self._loop, self._result = loop, result
 
+    @property
+    def watch_steps(self) -> bool:
+        """Whether somebody wants to be told of every step, or of an epoch, which may end at any."""
+        return bool(self._wanted["step"] or self._wanted["epoch"])
+
     def after_step(self) -> str | None:
         """Tell of all that falls on the step just done.
 

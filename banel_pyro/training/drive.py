@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,8 +67,9 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
     with Progress(loop.steps, enabled=progress) as bar, Interrupt() as interrupt:
         while loop.step < loop.steps and loop.stopped is None:
             with _saved(loop, folder):
-                _advance(loop)
-                if loop.at_log_point:
+                most = 1 if callbacks.watch_steps else checkpoint_every - loop.step % checkpoint_every
+                _advance(loop, most, lambda: interrupt.asked)
+                if loop.at_log_point and loop.history:  # none after a run has gone back to its start
                     bar.update(loop.step, loop.history[-1])
                 reason = callbacks.after_step()
             loop.stopped = INTERRUPTED if interrupt.asked else reason if loop.step < loop.steps else None
@@ -96,11 +97,11 @@ def _saved(loop: Loop, folder: RunFolder | None, step: int | None = None) -> Ite
         raise
 
 
-def _advance(loop: Loop) -> None:
-    """One step; an error that comes from numbers that are not finite is replaced by one that says where they arise."""
+def _advance(loop: Loop, most: int, stop: Callable[[], bool]) -> None:
+    """One step, or some that are captured; an error that comes from numbers that are not finite is replaced by one that says where they arise."""
     step = loop.step
     try:
-        loop.advance()
+        loop.advance(most, stop)
     except (NonFiniteError, CollapseError):
         raise
     except Exception as error:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
+from banel_pyro.checks import integer
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import ArviZ, merge
 from banel_pyro.objectives import EnumObjective, Objective
@@ -23,6 +24,7 @@ from banel_pyro.schedules import Schedule, bind
 from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Weight
 from banel_pyro.training.callbacks import Callback, Callbacks, checked_callbacks
+from banel_pyro.training.captured import Capture, CapturedSteps, checked_capture
 from banel_pyro.training.drive import train
 from banel_pyro.training.interrupt import INTERRUPTED
 from banel_pyro.training.loop import Loop
@@ -62,6 +64,8 @@ def fit(
     lr_scheduler: SchedulerFactory | None = None,
     callbacks: Sequence[Callback] = (),
     dtype: torch.dtype | None = None,
+    capture: Capture = "auto",
+    steps_per_call: int = 1,
     seed: int | None = None,
     validation: Any = None,
     data_plate: str | None = None,
@@ -102,6 +106,9 @@ def fit(
         callbacks: callables that get every :class:`~banel_pyro.Event`; they may look, add numbers to the history,
             and stop the run.
         dtype: floating-point type of data, modules (cast in place) and all that is made in the run.
+        capture: whether steps run as one compiled graph, without Pyro: True, False or ``"auto"``, which captures long
+            runs that can be. The same draws and the same numbers, to rounding; see :mod:`banel_pyro.capture`.
+        steps_per_call: captured steps that one call makes: for models so small that a call is most of a step.
         seed: of everything drawn here; by default drawn from torch's generator, which is else left alone.
         validation: held-out rows; their untempered ELBO goes to the history as ``val_elbo``.
         data_plate: name of the plate over data points, found by its size if left out.
@@ -125,6 +132,7 @@ def fit(
     Raises:
         ValueError, TypeError: for bad input, before anything is trained.
         NonFiniteError: at NaN or inf, with step and site; the parameters are the last good ones.
+        CaptureError: for ``capture=True``, if the steps cannot be captured.
         CollapseError: when the guide collapses, with site and figures.
         Exception: whatever a callback raises, with its name; the run is saved.
     """
@@ -132,6 +140,7 @@ def fit(
     objective, schedule = objective_and_schedule(objective, lam)
     factory, options = optimizer(optim, lr)
     callbacks, dtype = checked_callbacks(callbacks), checked_dtype(dtype)
+    capture, steps_per_call = checked_capture(capture), integer("steps_per_call", steps_per_call)
     clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
     folder = RunFolder.at(out, resume=resume)
     seed = run_seed(seed, folder, resume=resume)
@@ -162,6 +171,8 @@ def fit(
             log_every=plan.log_every, validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm,
             collapse=collapse,
         )  # fmt: skip
+        if capture:
+            loop.capture = CapturedSteps(capture, loop, steps_per_call=steps_per_call)
 
         def result() -> FitResult:
             return FitResult(

@@ -16,7 +16,8 @@ from banel_pyro.evaluate import held_out_elbo
 from banel_pyro.plates import DataPlate
 from banel_pyro.schedules import Schedule
 from banel_pyro.seeding import fork_rng, load_rng_state, rng_state
-from banel_pyro.terms import LossTerms
+from banel_pyro.terms import LossTerms, Weight
+from banel_pyro.training.captured import CapturedSteps
 from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
@@ -47,6 +48,7 @@ class Loop:
         held_out: rows that are evaluated, or none.
         clip_norm: largest gradient norm, or None.
         collapse: the collapse detector, or None.
+        capture: whether its steps are captured; None for steps that are all eager.
     """
 
     model: Any
@@ -67,14 +69,18 @@ class Loop:
     held_out: Rows = ()
     clip_norm: float | None = None
     collapse: CollapseDetector | None = None
+    capture: CapturedSteps | None = None
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     last_terms: LossTerms | None = None
     good: dict[str, Any] | None = None
     stopped: str | None = None
+    lam: Weight = 0.0
     _meter: Tensor | None = None
     _metered: int = 0
+    _sites: list[str] = field(default_factory=list)
+    _whole: bool = False
     _order: tuple[int, Tensor] | None = None
 
     # ---- one step ---------------------------------------------------------------------------
@@ -90,31 +96,47 @@ class Loop:
         """Rows that a step sees, in one batch or in several; None for all."""
         return None if self.batch_size is None else self.batch_size * self.accumulate
 
-    def batch(self) -> tuple[Tensor | None, Rows]:
-        """Indices and rows of the current step."""
+    def index(self, step: int | None = None) -> Tensor | None:
+        """Indices of the rows of a step (by default the current one); None for all."""
         if not self.rows or self.rows_per_step is None:
-            return None, transformed(self.rows, self.transform)
-        epoch, position = divmod(self.step, self.steps_per_epoch)
+            return None
+        epoch, position = divmod(self.step if step is None else step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
-        index = self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]
-        picked = tuple(row.index_select(0, index.to(row.device)) for row in self.rows)  # faster than row[index]
-        return index, transformed(picked, self.transform)
+        return self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]
 
-    def advance(self) -> None:
-        """One step: batch, λ, loss and gradient, optimiser; a log point where one is due."""
+    def picked(self, index: Tensor | None) -> Rows:
+        """Some rows, transformed."""
+        if index is None:
+            return transformed(self.rows, self.transform)
+        picked = tuple(row.index_select(0, index.to(row.device)) for row in self.rows)  # faster than row[index]
+        return transformed(picked, self.transform)
+
+    def advance(self, most: int = 1, stop: Callable[[], bool] = lambda: False) -> None:
+        """One step: batch, λ, loss and gradient, optimiser; a log point where one is due.
+
+        Args:
+            most: steps to make where they are captured; it ends at a log point in any case.
+            stop: whether to return before that, asked after each call into a graph.
+        """
         start = time.perf_counter()
-        terms, entropies, batch = self.differentiate()
-        norm = self.update(terms, entropies, batch)
+        most = min(most, self.log_every - self.step % self.log_every, self.steps - self.step)
+        norm = None if self.capture is None else self.capture.advance(most, stop)
+        if norm is None:
+            norm = self.update(*self.differentiate())
         self.seconds += time.perf_counter() - start
         if self.at_log_point:
-            self._log(terms, list(entropies), norm)
+            self._log(norm)
 
     def differentiate(self) -> tuple[LossTerms, dict[str, Tensor], int]:
         """The first half of a step: terms, entropies and rows of the step; leaves gradients at the parameters."""
-        index, rows = self.batch()
+        self.objective.lam = self.lam = self.schedule(self.step, self.last_terms)
+        index = self.index()
+        return self.gradients(index, self.picked(index))
+
+    def gradients(self, index: Tensor | None, rows: Rows) -> tuple[LossTerms, dict[str, Tensor], int]:
+        """Terms, entropies and number of some rows; leaves gradients at the parameters."""
         size = len(rows[0]) if rows else 1
-        self.objective.lam = self.schedule(self.step, self.last_terms)
         if index is None or self.accumulate == 1:
             return *self._differentiate(index, rows), size
         batches = zip(*(column.split(self.batch_size) for column in (index, *rows)), strict=True)
@@ -148,8 +170,15 @@ class Loop:
         self.step += 1
         norm = self.parameters.clip(self.clip_norm) if self.clip_norm is not None or self.at_log_point else None
         self.parameters.step()
-        self._record(terms, entropies, batch)
+        self.record(terms, entropies, batch)
+        self._metered += 1
         return norm
+
+    def count(self) -> None:
+        """Count a step that was made, and recorded, elsewhere."""
+        self.step += 1
+        self._metered += 1
+        self.parameters.move_rate()
 
     @property
     def at_log_point(self) -> bool:
@@ -163,34 +192,46 @@ class Loop:
 
     # ---- log points -------------------------------------------------------------------------
 
-    def _record(self, terms: LossTerms, entropies: Mapping[str, Tensor], batch: int) -> None:
+    def record(self, terms: LossTerms, entropies: Mapping[str, Tensor], batch: int) -> None:
         """Add a step to the running sums, on the device. A step that is not finite stays visible in them."""
         device = torch.as_tensor(terms.penalty).device
         parts = (terms.elbo, terms.penalty, terms.log_likelihood, terms.kl, terms.entropy, *entropies.values())
         row = torch.stack([torch.as_tensor(part, device=device) for part in parts]) / self.plate.factor(batch)
-        self._meter = row if self._meter is None else self._meter + row
-        self._metered += 1
+        if self._meter is None:
+            self._meter = torch.zeros_like(row)
+        self._meter.add_(row)
+        self._sites, self._whole = list(entropies), terms.whole is not None
+
+    @property
+    def has_recorded(self) -> bool:
+        """Whether the running sums exist, which the first step makes."""
+        return self._meter is not None
 
     @property
     def is_finite(self) -> bool:
         """Whether all is finite: the terms since the last log point, and the parameters. Waits for the device."""
+        if self.capture is not None and self.capture.bad:
+            return False
         terms = self._meter is None or bool(torch.isfinite(self._meter[:2]).all())
         return terms and first_bad_parameter(self.parameters.names()) is None
 
-    def _log(self, terms: LossTerms, sites: list[str], norm: Tensor | None) -> None:
+    def _log(self, norm: Tensor | None) -> None:
         if not self.is_finite:
             locate_fault(self, until=self.step)
             raise NonFiniteError(self.step, "a number that is finite when the step is replayed")
         values = (torch.as_tensor(self._meter) / self._metered).tolist()
         elbo, penalty, log_likelihood, kl, entropy = values[:5]
-        whole = None if terms.whole is None else elbo
-        self.last_terms = LossTerms(log_likelihood, kl, entropy, terms.lam, penalty, whole)
-        row = self._row(self.last_terms, float(torch.as_tensor(norm)), dict(zip(sites, values[5:], strict=True)))
+        self.last_terms = LossTerms(log_likelihood, kl, entropy, self.lam, penalty, elbo if self._whole else None)
+        entropies = dict(zip(self._sites, values[5:], strict=True))
+        row = self._row(self.last_terms, float(torch.as_tensor(norm)), entropies)
         self.history.append(row | self._judge())
         if "val_elbo" in self.history[-1]:
             self.parameters.judge(self.history[-1]["val_elbo"])
-        self._meter, self._metered = None, 0
+        torch.as_tensor(self._meter).zero_()
+        self._metered = 0
         self.good = self.state()
+        if self.capture is not None:
+            self.capture.look_again()
         if self.collapse is None or (len(self.history) % self.collapse.window and self.step != self.steps):
             return  # it looks at means over a window: once in each is enough
         found = self.collapse.check(self.history, self.sizes)
@@ -230,14 +271,19 @@ class Loop:
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on bit for bit: parameters, optimiser, generators, position, history."""
+        if self.capture is not None:
+            self.capture.settle()
         return {
             **self.parameters.state(),
             "rng": rng_state(),
             "step": self.step,
             "seconds": self.seconds,
             "history": list(self.history),  # only a callback adds to its last row
-            "meter": self._meter,
+            "meter": None if self._meter is None else self._meter.clone(),
             "metered": self._metered,
+            "recorded": [self._sites, self._whole],
+            "lam": self.lam,
+            "capture": None if self.capture is None else self.capture.state(),
             "last_terms": None if self.last_terms is None else dict(vars(self.last_terms)),
             "stopped": self.stopped,
         }
@@ -256,7 +302,10 @@ class Loop:
         load_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = list(state["history"])
-        self._meter, self._metered = state["meter"], state["metered"]
+        self._meter = None if state["meter"] is None else state["meter"].clone()
+        self._metered, (self._sites, self._whole), self.lam = state["metered"], state["recorded"], state["lam"]
+        if self.capture is not None:  # its graphs work on the tensors that were
+            self.capture.load(state["capture"])
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])
         self.stopped = state["stopped"]
         self.good = state

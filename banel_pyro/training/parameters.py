@@ -119,7 +119,11 @@ class Parameters:
         self.optimizer.step()
         for parameter in self._known:
             parameter.grad = None
-        if self.scheduler is not None:
+        self.move_rate()
+
+    def move_rate(self) -> None:
+        """Let the scheduler set the learning rate of the next step."""
+        if self.scheduler is not None and self.optimizer is not None:
             self.lr = float(self.optimizer.param_groups[0]["lr"])
             if not isinstance(self.scheduler, ReduceLROnPlateau):
                 self.scheduler.step()

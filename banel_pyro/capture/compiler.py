@@ -1,0 +1,88 @@
+"""A flat graph through inductor, without Dynamo: no guards, one call into generated C++."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from banel_pyro.capture.flat import FlatGraph
+
+__all__ = ["CompiledGraph", "compiled", "has_compiler"]
+
+_log = logging.getLogger("banel_pyro")
+
+_OPTIONS: dict[str, Any] = {
+    "fallback_random": True,  # draws of torch's generator, the same as eager's
+    "cpp_wrapper": True,  # one call into C++, not a Python function that calls kernels
+    "size_asserts": False,  # shapes are those of the graph: whoever calls it looked
+    "alignment_asserts": False,
+    "nan_asserts": False,
+}
+
+
+class CompiledGraph:
+    """A compiled step: called with its arguments, it changes the live tensors in place.
+
+    Args:
+        flat: the graph it was compiled from.
+        run: what inductor made of it.
+        seconds: how long that took.
+    """
+
+    def __init__(self, flat: FlatGraph, run: Callable[..., Any], seconds: float) -> None:
+        self.flat, self.seconds = flat, seconds
+        self._run, self._held = run, flat.held
+
+    def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        """Run it. Gradients must be off: the graph holds its own."""
+        return self._run(*arguments, *self._held)  # type: ignore[no-any-return]
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler that inductor can use."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:  # it raises kinds of its own
+        return False
+    return True
+
+
+def compiled(flat: FlatGraph, arguments: Sequence[Tensor]) -> CompiledGraph:
+    """Compile a flat graph for arguments of these shapes and types.
+
+    Inductor keeps what it has compiled in a cache on disk, across runs.
+
+    Args:
+        flat: the graph.
+        arguments: example arguments.
+
+    Raises:
+        Exception: whatever inductor raises.
+    """
+    start = time.perf_counter()
+    inputs = [tensor.detach() for tensor in (*arguments, *flat.held)]
+    from torch._inductor import compile as compile_graph  # heavy to import
+
+    with torch.no_grad(), _quiet():
+        run = compile_graph(flat.module, inputs, options=_OPTIONS)
+    return CompiledGraph(flat, run, time.perf_counter() - start)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep inductor's remarks on operations without a shortcut from the user, who can do nothing about them."""
+    logger = logging.getLogger("torch._inductor")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,120 @@
+"""What a step changes outside of tensors: counters, lists, attributes that a graph would leave as they are."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from banel_pyro.capture.flat import CaptureError
+
+__all__ = ["python_state", "refuse_changes"]
+
+_DEPTH = 4
+"""How far to look into functions, containers and objects."""
+
+State = dict[str, Any]
+
+
+def python_state(**roots: Any) -> State:
+    """The numbers, texts, containers and tensor identities that some callables can reach, by the path to them.
+
+    Looks into the variables and globals that a function uses, and into the attributes of modules and objects of the
+    user's; what begins with an underscore is not the user's.
+
+    Args:
+        **roots: model, guide and the like, by the name to call them.
+    """
+    found: State = {}
+    seen: set[int] = set()
+    for name, root in roots.items():
+        _visit(root, name, found, seen, _DEPTH)
+    return found
+
+
+def refuse_changes(before: State, after: State) -> None:
+    """Refuse a step after which Python's state is another.
+
+    Raises:
+        CaptureError: naming what changed.
+    """
+    for path in before.keys() | after.keys():
+        old, new = before.get(path, "nothing"), after.get(path, "nothing")
+        if old != new:
+            shown = ("another tensor",) if isinstance(new, _Identity) else (f"{old!r}", "to", f"{new!r}")
+            raise CaptureError(
+                f"a step changes {path} ({' '.join(shown)[:120]}), which a captured step would leave as it is. Keep "
+                "such state in tensors that are changed in place (buffer.copy_(...)), or use capture=False."
+            )
+
+
+class _Identity(int):
+    """Which object a tensor is."""
+
+
+def _visit(item: Any, path: str, found: State, seen: set[int], depth: int) -> None:
+    if item is None or isinstance(item, bool | int | float | complex | str | bytes):
+        found[path] = item
+    elif isinstance(item, Tensor):
+        found[path] = _Identity(id(item))
+    elif isinstance(item, np.ndarray | np.random.RandomState | np.random.Generator):
+        found[path] = repr(item.__reduce__()) if not isinstance(item, np.ndarray) else item.tobytes()
+    elif id(item) not in seen and depth:
+        seen.add(id(item))
+        for name, part in _parts(item):
+            _visit(part, f"{path}{name}", found, seen, depth - 1)
+
+
+def _parts(item: Any) -> Iterator[tuple[str, Any]]:
+    """What lies inside of a container, a function or an object, with how it is reached."""
+    if isinstance(item, list | tuple | set | frozenset):
+        yield " (length)", len(item)
+        for i, part in enumerate(list(item)[:100]):
+            yield f"[{i}]", part
+    elif isinstance(item, Mapping):
+        yield " (length)", len(item)
+        for key, part in list(item.items())[:100]:
+            yield f"[{key!r}]", part
+    elif isinstance(item, types.MethodType):
+        yield "", item.__self__
+        yield "", item.__func__
+    elif isinstance(item, types.FunctionType):
+        yield from _variables(item)
+    elif _is_users(item):
+        yield from ((f".{name}", part) for name, part in _attributes(item).items())
+
+
+def _variables(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """The variables of outer functions and the globals that a function uses, and its defaults."""
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield f" → {name}", cell.cell_contents
+        except ValueError:  # not set yet
+            continue
+    for name in code.co_names:
+        part = function.__globals__.get(name)
+        if not isinstance(part, types.ModuleType | type):
+            yield f" → {name}", part
+    for i, part in enumerate(function.__defaults__ or ()):
+        yield f" (default {i})", part
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    own = {k: v for k, v in vars(item).items() if not k.startswith("_")}
+    if isinstance(item, nn.Module):
+        own |= {k: v for k, v in item._buffers.items() if v is not None} | dict(item._modules)
+    return own
+
+
+def _is_users(item: Any) -> bool:
+    """Whether an object is of a class outside of the libraries, which keep caches that mean nothing."""
+    if not hasattr(item, "__dict__") or isinstance(item, type | types.ModuleType):
+        return False
+    package = type(item).__module__.partition(".")[0]
+    return package not in ("pyro", "banel_pyro", "numpy", "functools", "builtins") and (
+        package != "torch" or isinstance(item, nn.Module)
+    )

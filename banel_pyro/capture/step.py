@@ -1,0 +1,289 @@
+"""A training step, captured: gradients, their norm, the optimiser and the guard against numbers that are not finite."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from banel_pyro.capture.check import check_same
+from banel_pyro.capture.compiler import compiled, has_compiler
+from banel_pyro.capture.effects import python_state, refuse_changes
+from banel_pyro.capture.flat import Body, as_found, flat_graph
+from banel_pyro.capture.optimizers import GraphOptimizer, baked_options, can_be_inside, take_rates
+
+__all__ = ["Captured", "Differentiate", "Step"]
+
+_log = logging.getLogger("banel_pyro")
+
+Step: TypeAlias = tuple[Sequence[Tensor], Sequence[float]]
+"""Tensors and scheduled numbers of a step."""
+
+Differentiate: TypeAlias = Callable[..., tuple[Tensor, Sequence[Tensor]]]
+"""From arguments to the loss and whatever else is to come out; leaves gradients at the parameters."""
+
+
+def _clipped_norm(gradients: Sequence[Tensor], largest: float | None) -> Tensor:
+    """The norm of all gradients together, which are then scaled down, in place, to at most ``largest``.
+
+    Written out: torch's operations on lists of tensors are calls into Python from compiled code.
+    """
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    if largest is not None:
+        for gradient in gradients:
+            gradient.mul_(torch.clamp(largest / norm, max=1.0))
+    return norm
+
+
+class _Graph:
+    """One graph, with the tensor that its scheduled numbers come in.
+
+    Args:
+        steps: example steps.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.body: Any = None
+        self.flat: Any = None
+        self.run: Any = None
+        self.trained: list[Tensor] = []
+        size = sum(len(numbers) for _, numbers in steps)
+        self.numbers = [torch.zeros(size, dtype=torch.float64)] if size else []
+        self._last: list[float] = []
+
+    def inputs(self, steps: Sequence[Step]) -> list[Tensor]:
+        """What the graph is called with, the numbers in a tensor of their own."""
+        numbers = [number for _, numbers in steps for number in numbers]
+        given = [torch.tensor(numbers, dtype=torch.float64)] if numbers else []
+        return [tensor for tensors, _ in steps for tensor in tensors] + given
+
+    def set_numbers(self, steps: Sequence[Step]) -> None:
+        """Set the numbers, if they are others than last time."""
+        numbers = steps[0][1] if len(steps) == 1 else [number for _, numbers in steps for number in numbers]
+        if numbers != self._last:
+            self._last = numbers
+            self.numbers[0].copy_(torch.tensor(numbers, dtype=torch.float64))
+
+
+class Captured:
+    """A training step as graphs, one for each shape of its arguments, that work on the live tensors.
+
+    A step is: gradients, their norm, the optimiser. A step whose loss or gradient is not finite leaves parameters and
+    optimiser as they are, and so do all after it; :attr:`bad` says which it was.
+
+    Args:
+        differentiate: from tensors and scheduled numbers (0-dim float64 tensors) to the loss and what else is to
+            come out; leaves gradients at the parameters, as the first half of an eager step does.
+        optimizer: the optimiser of the second half, after at least one step of its own.
+        numbers: how many scheduled numbers a step gets.
+        clip_norm: largest norm of the gradient, or None.
+        compile: whether the graphs are compiled, or run operation by operation.
+        options_change: whether options of the optimiser other than its learning rate may change between steps: each
+            set of them has a graph of its own.
+        watched: where to look for state outside of tensors, by name: the model, the guide.
+    """
+
+    def __init__(
+        self,
+        differentiate: Differentiate,
+        optimizer: torch.optim.Optimizer,
+        *,
+        numbers: int = 0,
+        clip_norm: float | None = None,
+        compile: bool = True,
+        options_change: bool = False,
+        watched: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._differentiate, self._optimizer = differentiate, optimizer
+        self._clip_norm, self._count, self._watched = clip_norm, numbers, dict(watched or {})
+        self._inside = GraphOptimizer(optimizer) if can_be_inside(optimizer) else None
+        self._graphs: dict[Any, _Graph] = {}
+        self._ahead, self._behind = False, True
+        self._done = torch.zeros((), dtype=torch.int64)
+        self._bad = torch.full((), -1, dtype=torch.int64)
+        self._compile, self._options_change = compile, options_change
+
+    # ---- running ----------------------------------------------------------------------------
+
+    def step_of(self, tensors: Sequence[Tensor], numbers: Sequence[float], *, ahead: bool = False) -> Step:
+        """A step with its tensors, its scheduled numbers and the optimiser's learning rates.
+
+        Args:
+            tensors: rows, indices and the like.
+            numbers: scheduled numbers.
+            ahead: whether it is only an example; otherwise an optimiser that moves its rate at each step does so.
+        """
+        rates = [] if self._inside is None else take_rates(self._optimizer, ahead=ahead)
+        return tensors, [*numbers, *rates]
+
+    def __call__(self, *steps: Step) -> Sequence[Tensor]:
+        """Make some steps, in one call where a graph for as many was prepared.
+
+        Args:
+            *steps: from :meth:`step_of`; all of them of one shape.
+
+        Returns:
+            The norm of the last step's gradient, 0-dim, and what ``differentiate`` gave.
+
+        Raises:
+            CaptureError: if no graph was prepared for their shapes.
+        """
+        graph = self._graphs.get(self._key(steps))
+        if graph is None and len(steps) > 1:
+            return [self(step) for step in steps][-1]
+        if graph is None:
+            graph = self.prepare(steps)
+        if self._behind and self._inside is not None:
+            self._inside.pull()
+        self._ahead, self._behind = True, False
+        graph.set_numbers(steps)
+        with torch.no_grad():
+            found = graph.run(*[t for tensors, _ in steps for t in tensors], *graph.numbers)
+        return found if self._inside is not None else self._outside(found, graph)
+
+    def _outside(self, found: Sequence[Tensor], graph: _Graph) -> Sequence[Tensor]:
+        """The optimiser's step, where it is no part of the graph."""
+        split = len(found) - len(graph.trained)
+        if int(self._bad) < 0:
+            for parameter, gradient in zip(graph.trained, found[split:], strict=True):
+                parameter.grad = gradient
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+        return found[:split]
+
+    @property
+    def bad(self) -> int | None:
+        """Which of the steps so far, from 0, was not finite. Waits for the device."""
+        found = int(self._bad)
+        return None if found < 0 else found
+
+    def push(self) -> None:
+        """Tell the optimiser how many steps it has done: before somebody reads or uses it."""
+        if self._ahead and self._inside is not None:
+            self._inside.push()
+        self._ahead = False
+
+    def eager(self) -> None:
+        """Note that the next step is made by the optimiser itself."""
+        self.push()
+        self._behind = True
+
+    # ---- preparing --------------------------------------------------------------------------
+
+    def prepare(self, steps: Sequence[Step], trials: Sequence[Sequence[Step]] = (), seed: int = 0) -> _Graph:
+        """Make and check the graph for steps of these shapes. Leaves all tensors and generators as they were.
+
+        Args:
+            steps: example steps.
+            trials: examples on which to hold the graph against the eager step; if left out, the steps themselves and
+                with their rows turned by one.
+            seed: of the draws of the check.
+
+        Raises:
+            CaptureError: if the step cannot be captured, or the graph is not the step.
+        """
+        if self._inside is not None:
+            self._inside.pull()
+        self._behind = False
+        graph = _Graph(steps)
+        graph.body = self._body(len(steps), len(steps[0][0]), graph)
+        before = python_state(**self._watched)
+        graph.run = graph.flat = flat_graph(graph.body, graph.inputs(steps))
+        refuse_changes(before, python_state(**self._watched))
+        trials = trials or [steps, _turned(steps)]
+        self._check(graph, trials, seed)
+        if self._compile and self._compiled(graph, steps):
+            self._check(graph, trials, seed)
+        self._graphs[self._key(steps)] = graph
+        return graph
+
+    def _compiled(self, graph: _Graph, steps: Sequence[Step]) -> bool:
+        """Compile a graph, if that can be done."""
+        if not has_compiler():
+            _say_once("no C++ compiler was found: captured steps run operation by operation. Install g++ or clang.")
+            return False
+        try:
+            graph.run = compiled(graph.flat, graph.inputs(steps))
+        except Exception as error:  # a fault of inductor's is no reason to stop: the flat graph is right
+            line = str(error).strip().partition("\n")[0][:200]
+            _say_once(f"the captured step does not compile ({type(error).__name__}: {line}): it runs uncompiled.")
+            return False
+        return True
+
+    def check(self, steps: Sequence[Step], seed: int) -> None:
+        """Hold a graph against the eager step, from where the live tensors are now. Leaves them as they were.
+
+        Args:
+            steps: example steps.
+            seed: of the draws.
+
+        Raises:
+            CaptureError: if they have come apart.
+        """
+        self._check(self._graphs[self._key(steps)], [steps], seed)
+
+    def _check(self, graph: _Graph, trials: Sequence[Sequence[Step]], seed: int) -> None:
+        """At other numbers than those of the trace, and where the optimiser's update is smooth.
+
+        Where a gradient is next to 0, the sign of a rounding moves Adam by a whole step: its state is set to 1.
+        """
+        state = [t for t in (self._inside.state if self._inside else ()) if t.is_floating_point()]
+        with as_found(state), torch.no_grad():
+            for tensor in state:
+                tensor.fill_(1.0)
+            others = [[(tensors, [0.9 * n for n in numbers]) for tensors, numbers in steps] for steps in trials]
+            check_same(graph.body, graph.run, graph.flat, [graph.inputs(steps) for steps in others], seed)
+
+    def _body(self, count: int, width: int, graph: _Graph) -> Body:
+        """The whole of some steps as a function of their tensors and numbers, eager as it stands."""
+
+        def body(*inputs: Tensor) -> list[Tensor]:
+            tensors, numbers = inputs[: count * width], list(inputs[count * width :])
+            scheduled = numbers[0].unbind() if numbers else ()
+            size = len(scheduled) // count
+            found: list[Tensor] = []
+            for i in range(count):
+                found = self._one(tensors[i * width : (i + 1) * width], scheduled[i * size : (i + 1) * size], graph)
+            return found
+
+        return body
+
+    def _one(self, tensors: Sequence[Tensor], numbers: Sequence[Tensor], graph: _Graph) -> list[Tensor]:
+        with torch.enable_grad():
+            loss, outputs = self._differentiate(*tensors, *numbers[: self._count])
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        with torch.no_grad():
+            norm = _clipped_norm([p.grad for p in parameters], self._clip_norm)
+            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm) & (self._bad < 0)
+            self._bad.copy_(torch.where(finite | (self._bad >= 0), self._bad, self._done))
+            self._done.add_(1)
+            found = [norm, *outputs]
+            if self._inside is not None:
+                self._inside.update(numbers[self._count :], finite)
+            else:
+                graph.trained = parameters
+                found += [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        return found
+
+    def _key(self, steps: Sequence[Step]) -> Any:
+        shapes = tuple([tensor.shape for tensor in steps[0][0]])
+        return len(steps), shapes, baked_options(self._optimizer) if self._options_change else None
+
+
+def _turned(steps: Sequence[Step]) -> list[Step]:
+    """The same steps with the rows of their tensors turned by one."""
+    return [([t.roll(1, 0) if t.dim() else t for t in tensors], numbers) for tensors, numbers in steps]
+
+
+_said: set[str] = set()
+
+
+def _say_once(line: str) -> None:
+    if line not in _said:
+        _said.add(line)
+        _log.warning(line)

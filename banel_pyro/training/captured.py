@@ -1,0 +1,279 @@
+"""The loop's steps as captured graphs: when they pay, for which batches, and what happens where they cannot be."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from banel_pyro.capture import CaptureError, Captured
+from banel_pyro.schedules import Constant
+
+if TYPE_CHECKING:
+    from banel_pyro.capture.step import Step
+    from banel_pyro.training.loop import Loop
+
+__all__ = ["Capture", "CapturedSteps", "checked_capture"]
+
+_log = logging.getLogger("banel_pyro")
+
+Capture: TypeAlias = bool | Literal["auto"]
+
+WORTH_IT = 20.0
+"""Seconds of eager steps ahead from which on ``"auto"`` captures: to make a graph takes three to ten."""
+TIMED = 3
+"""Eager steps that are timed for that, after a first one."""
+USES = 100
+"""Steps of a run from which on a batch size other than the usual one has a graph of its own."""
+GRAPHS = 4
+"""Graphs of different batch sizes; further ones are trained on eagerly."""
+
+
+def checked_capture(capture: Any) -> Capture:
+    """The option ``capture``.
+
+    Raises:
+        ValueError: if it is none of the three.
+    """
+    if isinstance(capture, bool) or capture == "auto":
+        return capture  # type: ignore[no-any-return]
+    raise ValueError(
+        f"capture={capture!r}: expected True, False or 'auto' (where it pays). Leave it out for 'auto'."
+    )
+
+
+class CapturedSteps:
+    """The steps of one run, captured as far as they can be.
+
+    The first step is eager: it makes the optimiser's state. ``"auto"`` then times some more, and captures if what is
+    left takes long. Decisions are part of the run's state, so that a resumed run makes the same steps.
+
+    Args:
+        mode: True, or ``"auto"``.
+        loop: the run.
+        steps_per_call: steps that one call into a graph makes.
+    """
+
+    def __init__(self, mode: Capture, loop: Loop, *, steps_per_call: int = 1) -> None:
+        self._mode, self._loop, self._per_call = mode, loop, steps_per_call
+        self._on: bool | None = True if mode is True else None
+        self._sizes: dict[int, bool] = {}
+        self._transform_inside = True
+        self._graphs: _Graphs | None = None
+        self._clock: list[float] = []
+        self._log_points = 0
+        self._verified: dict[str, Any] | None = None
+
+    # ---- the run's state --------------------------------------------------------------------
+
+    @property
+    def bad(self) -> bool:
+        """Whether a captured step was not finite. Waits for the device."""
+        return self._graphs is not None and self._graphs.captured.bad is not None
+
+    def settle(self) -> None:
+        """Bring the optimiser's own state up to date, before somebody reads it."""
+        if self._graphs is not None:
+            self._graphs.captured.push()
+
+    def state(self) -> dict[str, Any]:
+        """What was decided: whether steps are captured, for which numbers of rows, and whether the transform is."""
+        return {"on": self._on, "sizes": dict(self._sizes), "transform_inside": self._transform_inside}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take over what was decided; graphs are made anew, as they work on tensors that are no more."""
+        self._graphs, self._clock = None, []
+        if state is not None:
+            self._on = state["on"] if self._mode == "auto" else True
+            self._sizes, self._transform_inside = dict(state["sizes"]), state["transform_inside"]
+
+    # ---- running ----------------------------------------------------------------------------
+
+    def advance(self, most: int, stop: Callable[[], bool]) -> Tensor | None:
+        """Make up to ``most`` steps of the loop.
+
+        Args:
+            most: steps.
+            stop: whether to return before that, asked after each call into a graph.
+
+        Returns:
+            The gradient's norm in the last one; None, with nothing done, if the next step is to be eager.
+
+        Raises:
+            CaptureError: if a step cannot be captured and ``mode`` is True.
+        """
+        if not self._is_on():
+            return None
+        norm, target = None, self._loop.step + most
+        while self._loop.step < target and (steps := self._gather(min(self._per_call, target - self._loop.step))):
+            norm = self._graphs.captured(*steps)[0]  # type: ignore[union-attr]
+            if stop():
+                break
+        if norm is None and self._graphs is not None:
+            self._graphs.captured.eager()
+        return norm
+
+    def _gather(self, most: int) -> list[Step]:
+        """The next steps of the loop with one number of rows, if there is a graph for it; the loop moves on."""
+        loop, size, steps = self._loop, None, []
+        while len(steps) < most:
+            index = loop.index()
+            rows = 0 if index is None else len(index)
+            if size not in (None, rows) or not self._has_graph(rows):
+                break
+            size, loop.lam = rows, loop.schedule(loop.step, loop.last_terms)
+            steps.append(self._graphs.step(index, loop.lam))  # type: ignore[union-attr]
+            loop.count()
+        return steps
+
+    # ---- deciding ---------------------------------------------------------------------------
+
+    def _is_on(self) -> bool:
+        """Whether steps are captured, from the step on at which all is known and made that this takes."""
+        loop = self._loop
+        if self._on is False or loop.parameters.optimizer is None or not loop.has_recorded:
+            return False
+        if self._on is None and not self._is_worth_it():
+            return False
+        if self._graphs is None:
+            self._graphs = _Graphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
+            self._verified = self._verified or loop.good
+        return True
+
+    def _is_worth_it(self) -> bool:
+        """Time eager steps, then decide."""
+        self._clock.append(time.perf_counter())
+        if len(self._clock) <= TIMED:
+            return False
+        seconds = min(b - a for a, b in pairwise(self._clock))
+        self._on = seconds * (self._loop.steps - self._loop.step) > WORTH_IT
+        return self._on
+
+    def _has_graph(self, rows: int) -> bool:
+        """Whether there is a graph for a step of so many rows; it is made if that pays."""
+        if rows not in self._sizes:
+            graphs = sum(self._sizes.values())
+            self._sizes[rows] = not graphs or (graphs < GRAPHS and self._uses(rows) >= USES)
+        if self._sizes[rows] and rows not in self._graphs.made:  # type: ignore[union-attr]
+            self._prepare(rows)
+        return self._on is True and self._sizes[rows]
+
+    def _uses(self, rows: int) -> int:
+        """Steps of the whole run that see so many rows: those of all epochs but for the last, or the last of each."""
+        loop = self._loop
+        last = len(loop.rows[0]) - (loop.steps_per_epoch - 1) * (loop.rows_per_step or 0)
+        return loop.steps // loop.steps_per_epoch * (1 if rows == last else loop.steps_per_epoch - 1)
+
+    def _prepare(self, rows: int) -> None:
+        """Make the graphs for steps of so many rows; what cannot be captured is eager from now on."""
+        graphs: Any = self._graphs
+        try:
+            graphs.prepare(rows, {1, self._per_call})
+        except CaptureError as error:
+            if self._transform_inside and self._loop.transform is not None:
+                self._transform_inside = graphs.transform_inside = False
+                self._prepare(rows)
+            elif self._mode is True:
+                raise
+            else:
+                self._give_up(error)
+
+    def _give_up(self, error: CaptureError) -> None:
+        self._on, self._graphs = False, None
+        _log.warning("training is eager: %s", error)
+
+    # ---- looking again ----------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """At log points: hold a graph against the eager step once more, ever more rarely (after 1, 2, 4, 8, ...).
+
+        Raises:
+            CaptureError: if they have come apart and ``mode`` is True. Otherwise the run goes back to where they
+                agreed, and on from there with eager steps.
+        """
+        self._log_points += 1
+        if self._graphs is None or self._log_points & (self._log_points - 1) or self._loop.step == self._loop.steps:
+            return
+        try:
+            self._graphs.look_again()
+            self._verified = self._loop.good
+        except CaptureError as error:
+            if self._mode is True:
+                raise
+            if self._verified is not None:
+                self._loop.load(self._verified, rollback=True)
+            self._give_up(error)
+
+
+class _Graphs:
+    """The graphs of a loop's steps, and the eager step that they stand for.
+
+    Args:
+        loop: the run.
+        optimizer: its optimiser.
+        transform_inside: whether rows are picked and transformed in the graph, or before it.
+    """
+
+    def __init__(self, loop: Loop, optimizer: torch.optim.Optimizer, *, transform_inside: bool) -> None:
+        self._loop, self.transform_inside, self.made = loop, transform_inside, set[int]()
+        lam = loop.schedule(loop.step, loop.last_terms)
+        self._sites = list(lam) if isinstance(lam, Mapping) else [""]
+        if isinstance(loop.schedule, Constant):
+            self._sites = []
+        self.captured = Captured(
+            self._differentiate, optimizer, numbers=len(self._sites), clip_norm=loop.clip_norm,
+            options_change=loop.parameters.scheduler is not None,
+            watched={"model": loop.model, "guide": loop.guide, "transform": loop.transform},
+        )  # fmt: skip
+
+    def step(self, index: Tensor | None, lam: Any, *, ahead: bool = False) -> Step:
+        """A step as tensors and scheduled numbers; one that lies ``ahead`` moves nothing."""
+        numbers = [lam.get(site, 0.0) if isinstance(lam, Mapping) else lam for site in self._sites]
+        tensors: tuple[Tensor, ...] = () if index is None else (index,)
+        if not self.transform_inside:
+            tensors += self._loop.picked(index)
+        return self.captured.step_of(tensors, numbers, ahead=ahead)
+
+    def _differentiate(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The first half of an eager step, as a function of tensors."""
+        loop, count = self._loop, len(inputs) - len(self._sites)
+        tensors, lams = list(inputs[:count]), [lam.to(torch.get_default_dtype()) for lam in inputs[count:]]
+        if self._sites:
+            loop.objective.lam = lams[0] if self._sites == [""] else dict(zip(self._sites, lams, strict=True))
+        index = None if loop.index() is None else tensors.pop(0)
+        terms, entropies, size = loop.gradients(index, loop.picked(index) if self.transform_inside else tuple(tensors))
+        loop.record(terms, entropies, size)
+        return torch.as_tensor(terms.loss).detach(), []
+
+    def prepare(self, rows: int, counts: set[int]) -> None:
+        """Make the graphs for the loop's next step, which sees so many rows, and for several such steps in one."""
+        start = time.perf_counter()
+        try:
+            steps = self._examples()
+            for count in counts:
+                self.captured.prepare([steps[0]] * count, [[step] * count for step in steps], seed=self._loop.seed)
+        finally:
+            self._loop.objective.lam = self._loop.lam
+            self.captured.eager()
+        self.made.add(rows)
+        _log.info("captured a step of %s rows in %.1f s", rows or "all", time.perf_counter() - start)
+
+    def look_again(self) -> None:
+        """Hold the graph for the next step against the eager step, from where the run has got to."""
+        step = self._examples()[0]
+        try:
+            self.captured.check([step], seed=self._loop.seed + self._loop.step)
+        finally:
+            self._loop.objective.lam = self._loop.lam
+
+    def _examples(self) -> list[Step]:
+        """The next step, and one of the same kind with other rows."""
+        loop = self._loop
+        index, lam = loop.index(), loop.schedule(loop.step, loop.last_terms)
+        others = [index] if index is None else [index, (index + 1) % len(loop.rows[0])]
+        return [self.step(rows, lam, ahead=True) for rows in others]
