@@ -6,6 +6,7 @@ Define a model and a guide, run SVI with :class:`BaNEL_ELBO`, look at the poster
 from importlib.metadata import version as _version
 
 from banel_pyro.batches import Split
+from banel_pyro.capture import CapturedSVI, CaptureError
 from banel_pyro.diagnostics.spread import spread
 from banel_pyro.entropy import guide_entropy
 from banel_pyro.inference_data import to_arviz
@@ -27,6 +28,8 @@ __all__ = [
     "BaNEL_TraceEnum_ELBO",
     "BaNEL_TraceGraph_ELBO",
     "CSVLogger",
+    "CaptureError",
+    "CapturedSVI",
     "CollapseDetector",
     "CollapseError",
     "Constant",

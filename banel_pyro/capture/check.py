@@ -13,15 +13,22 @@ from banel_pyro.seeding import fork_rng
 
 __all__ = ["check_same", "difference"]
 
-_ROUNDINGS = 2e4
-"""Largest difference, in roundings of the largest change that a step makes (0.2 % in float32): a sum over a batch in
-another order has some tens of them, and what is baked into a graph differs by the change itself."""
+SAME_OPERATIONS = 2e3
+"""Largest difference in roundings of the largest change that a step makes to a tensor (0.02 % in float32), where the
+operations are the same: what was baked into a graph differs by far more."""
+OTHER_ORDER = 4e5
+"""The same for compiled code (5 % in float32), which adds in another order: where large terms cancel, as they do in the
+gradient of a weight before a batch normalisation, little else is left. A fault of the compiler would be gross."""
 
 Trial = tuple[list[Tensor], list[Tensor]]
 
 
 def check_same(
-    body: Body, graph: Callable[..., Sequence[Tensor]], flat: FlatGraph, trials: Sequence[Sequence[Tensor]], seed: int
+    body: Body,
+    graph: Callable[..., Sequence[Tensor]],
+    flat: FlatGraph,
+    trials: Sequence[Sequence[Tensor]],
+    seed: int,
 ) -> None:
     """Run both from the same state with the same draws, and leave tensors and generators as they were.
 
@@ -36,8 +43,9 @@ def check_same(
         CaptureError: naming what differs and by how much.
     """
     for number, arguments in enumerate(trials):
-        found = [_trial(step, flat, arguments, seed + number) for step in (body, graph)]
-        wrong = difference(*found, before=flat.changed)
+        eager, captured = (_trial(step, flat, arguments, seed + number) for step in (body, graph))
+        roundings = SAME_OPERATIONS if graph is flat else OTHER_ORDER
+        wrong = difference(eager, captured, before=flat.changed, roundings=roundings)
         if wrong is not None:
             raise CaptureError(
                 f"the captured step differs from the eager one in trial {number + 1} of {len(trials)}: {wrong}. "
@@ -52,7 +60,7 @@ def _trial(step: Callable[..., Any], flat: FlatGraph, arguments: Sequence[Tensor
         return outputs, [tensor.detach().clone() for tensor in flat.changed]
 
 
-def difference(eager: Trial, captured: Trial, before: Sequence[Tensor]) -> str | None:
+def difference(eager: Trial, captured: Trial, *, before: Sequence[Tensor], roundings: float) -> str | None:
     """What differs beyond rounding, in words; None if nothing does."""
     for what, ours, theirs in (("output", captured[0], eager[0]), ("live tensor", captured[1], eager[1])):
         if len(ours) != len(theirs):
@@ -61,13 +69,13 @@ def difference(eager: Trial, captured: Trial, before: Sequence[Tensor]) -> str |
         for i, (a, b, start) in enumerate(zip(ours, theirs, starts, strict=True)):
             if a.shape != b.shape or a.dtype != b.dtype:
                 return f"{what} {i} is {tuple(a.shape)} {a.dtype} in place of {tuple(b.shape)} {b.dtype}"
-            worst = _distance(a, b, start.detach())
+            worst = _distance(a, b, start.detach(), roundings)
             if worst > 1:
                 return f"{what} {i} of shape {tuple(a.shape)} is off by {worst:.3g} times what rounding explains"
     return None
 
 
-def _distance(a: Tensor, b: Tensor, start: Tensor) -> float:
+def _distance(a: Tensor, b: Tensor, start: Tensor, roundings: float) -> float:
     """The largest difference, in units of what is allowed."""
     if not a.is_floating_point():
         return 0.0 if bool((a == b).all()) else float("inf")
@@ -78,5 +86,5 @@ def _distance(a: Tensor, b: Tensor, start: Tensor) -> float:
     if not a.numel():
         return 0.0
     eps = torch.finfo(kind).eps
-    allowed = eps * (_ROUNDINGS * (b - start).abs().max() + 16 * b.abs().max()) + torch.finfo(kind).tiny
+    allowed = eps * (roundings * (b - start).abs().max() + 16 * b.abs().max()) + torch.finfo(kind).tiny
     return float((a - b).abs().max() / allowed)

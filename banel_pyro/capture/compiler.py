@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -46,7 +47,8 @@ class CompiledGraph:
 
 def has_compiler() -> bool:
     """Whether there is a C++ compiler that inductor can use."""
-    from torch._inductor.cpp_builder import get_cpp_compiler
+    with _quiet():
+        from torch._inductor.cpp_builder import get_cpp_compiler
 
     try:
         get_cpp_compiler()
@@ -68,21 +70,23 @@ def compiled(flat: FlatGraph, arguments: Sequence[Tensor]) -> CompiledGraph:
         Exception: whatever inductor raises.
     """
     start = time.perf_counter()
-    inputs = [tensor.detach() for tensor in (*arguments, *flat.held)]
-    from torch._inductor import compile as compile_graph  # heavy to import
-
+    inputs: list[Any] = [tensor.detach() for tensor in (*arguments, *flat.held)]
     with torch.no_grad(), _quiet():
+        from torch._inductor import compile as compile_graph  # heavy to import
+
         run = compile_graph(flat.module, inputs, options=_OPTIONS)
     return CompiledGraph(flat, run, time.perf_counter() - start)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep inductor's remarks on operations without a shortcut from the user, who can do nothing about them."""
+    """Keep inductor's remarks from the user, who can do nothing about them: operations without a shortcut, imports."""
     logger = logging.getLogger("torch._inductor")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)

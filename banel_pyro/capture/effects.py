@@ -41,7 +41,7 @@ def refuse_changes(before: State, after: State) -> None:
     Raises:
         CaptureError: naming what changed.
     """
-    for path in before.keys() | after.keys():
+    for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path, "nothing"), after.get(path, "nothing")
         if old != new:
             shown = ("another tensor",) if isinstance(new, _Identity) else (f"{old!r}", "to", f"{new!r}")

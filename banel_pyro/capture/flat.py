@@ -181,7 +181,8 @@ def _traced(body: Body, arguments: Sequence[Tensor], held: Sequence[Tensor]) -> 
         return list(body(*inputs[: len(arguments)]))
 
     try:
-        graph = make_fx(function)(*arguments, *held)
+        with _no_values():
+            graph = make_fx(function)(*arguments, *held)
     except Exception as error:  # whatever it is, it ran before and does not under tracing
         raise CaptureError(_why(error)) from error
     _refuse_strays(graph, held)
@@ -193,25 +194,40 @@ def _traced(body: Body, arguments: Sequence[Tensor], held: Sequence[Tensor]) -> 
     return graph
 
 
+@contextmanager
+def _no_values() -> Iterator[None]:
+    """Refuse what reads the values of a tensor past the dispatcher, where tracing would not see it."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(_ASKS_FOR_VALUE)
+
+    with patched(Tensor, numpy=refuse, tolist=refuse, __array__=refuse):
+        yield
+
+
+_ASKS_FOR_VALUE = "trying to get value out of a tracing tensor"
+"""What ``make_fx`` says at ``.item()``."""
+
+
 def _why(error: Exception) -> str:
     text = str(error)
-    if "trying to get value out of a tracing tensor" in text or "_local_scalar_dense" in text:
+    if _ASKS_FOR_VALUE in text or "_local_scalar_dense" in text:
         return (
-            "model, guide or objective ask for the value of a tensor (.item(), float(...), a branch on it), which is "
-            "another one at each step. Write it with tensors (torch.where), or use capture=False."
+            "model, guide or objective ask for the value of a tensor (.item(), float(...), .numpy(), a branch on it), "
+            "which is another one at each step. Write it with tensors (torch.where), or use capture=False."
         )
     line = text.strip().splitlines()[0] if text.strip() else ""
     return f"the step cannot be traced ({type(error).__name__}: {line[:200]}). Use capture=False."
 
 
 def _refuse_strays(graph: GraphModule, held: Sequence[Tensor]) -> None:
-    """Refuse tensors that share memory with a live one and came in unseen, as ``.data`` and ``.numpy()`` do."""
+    """Refuse tensors that share memory with a live one and came in unseen, as those of NumPy's views do."""
     storages = {_storage(tensor) for tensor in held}
     for node in graph.graph.nodes:
         if node.op == "get_attr" and _storage(getattr(graph, node.target)) in storages:
             raise CaptureError(
-                "model, guide or objective read a tensor past the dispatcher (.data, a NumPy view of it). Write "
-                ".detach(), or use capture=False."
+                "model, guide or objective make a tensor of the memory of another one (torch.from_numpy of a view). Use "
+                "the tensor itself, or capture=False."
             )
 
 
@@ -239,6 +255,7 @@ def patched(owner: Any, **values: Any) -> Iterator[None]:
     """Set attributes for a while."""
     with ExitStack() as stack:
         for name, value in values.items():
-            stack.callback(setattr, owner, name, getattr(owner, name))
+            inherited = name not in vars(owner)
+            stack.callback(*(delattr, owner, name) if inherited else (setattr, owner, name, getattr(owner, name)))
             setattr(owner, name, value)
         yield

@@ -22,7 +22,9 @@ Rule: TypeAlias = Callable[[Tensor, Tensor, State, State, Tensor, Tensor], tuple
 """From parameter, gradient, the optimiser's state of it, options, learning rate and step to the new values."""
 
 
-def _adam(p: Tensor, g: Tensor, state: State, options: State, lr: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _adam(
+    p: Tensor, g: Tensor, state: State, options: State, lr: Tensor, t: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Adam and, with decoupled weight decay, AdamW (Kingma and Ba 2014; Loshchilov and Hutter 2017)."""
     (beta1, beta2), decay = options["betas"], options["weight_decay"]
     g = -g if options["maximize"] else g
@@ -30,7 +32,10 @@ def _adam(p: Tensor, g: Tensor, state: State, options: State, lr: Tensor, t: Ten
         p = p * (1 - lr * decay).to(p.dtype)
     elif decay:
         g = g + decay * p
-    new = {"exp_avg": state["exp_avg"].lerp(g, 1 - beta1), "exp_avg_sq": beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g}
+    new = {
+        "exp_avg": state["exp_avg"].lerp(g, 1 - beta1),
+        "exp_avg_sq": beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g,
+    }
     if options["amsgrad"]:
         new["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], new["exp_avg_sq"])
     size, root = lr / (1 - beta1**t), (1 - beta2**t).sqrt()
@@ -112,10 +117,14 @@ class GraphOptimizer:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self._optimizer.state.get(parameter)
-                if state is None:
-                    raise CaptureError("a parameter is not used in every step. Use capture=False.")
-                new, changes = self._rule(parameter.detach(), parameter.grad, state, group, rate, now)
+                state = self._optimizer.state.get(parameter, {})
+                try:
+                    new, changes = self._rule(parameter.detach(), parameter.grad, state, group, rate, now)
+                except KeyError as error:
+                    raise CaptureError(
+                        f"the optimiser has no {error} of a parameter yet: it is not used in every step. Use "
+                        "capture=False."
+                    ) from error
                 _set_where(finite, parameter.detach(), new)
                 for name, value in changes.items():
                     _set_where(finite, state[name], value)

@@ -14,13 +14,14 @@ from banel_pyro.capture.compiler import compiled, has_compiler
 from banel_pyro.capture.effects import python_state, refuse_changes
 from banel_pyro.capture.flat import Body, as_found, flat_graph
 from banel_pyro.capture.optimizers import GraphOptimizer, baked_options, can_be_inside, take_rates
+from banel_pyro.capture.products import Products, replace_products
 
 __all__ = ["Captured", "Differentiate", "Step"]
 
 _log = logging.getLogger("banel_pyro")
 
-Step: TypeAlias = tuple[Sequence[Tensor], Sequence[float]]
-"""Tensors and scheduled numbers of a step."""
+Step: TypeAlias = tuple[Sequence[Tensor], list[float], int]
+"""Tensors of a step; its numbers, scheduled ones and learning rates; how many of them are scheduled."""
 
 Differentiate: TypeAlias = Callable[..., tuple[Tensor, Sequence[Tensor]]]
 """From arguments to the loss and whatever else is to come out; leaves gradients at the parameters."""
@@ -50,19 +51,19 @@ class _Graph:
         self.flat: Any = None
         self.run: Any = None
         self.trained: list[Tensor] = []
-        size = sum(len(numbers) for _, numbers in steps)
+        size = sum(len(numbers) for _, numbers, _ in steps)
         self.numbers = [torch.zeros(size, dtype=torch.float64)] if size else []
         self._last: list[float] = []
 
     def inputs(self, steps: Sequence[Step]) -> list[Tensor]:
         """What the graph is called with, the numbers in a tensor of their own."""
-        numbers = [number for _, numbers in steps for number in numbers]
+        numbers = [number for _, numbers, _ in steps for number in numbers]
         given = [torch.tensor(numbers, dtype=torch.float64)] if numbers else []
-        return [tensor for tensors, _ in steps for tensor in tensors] + given
+        return [tensor for tensors, *_ in steps for tensor in tensors] + given
 
     def set_numbers(self, steps: Sequence[Step]) -> None:
         """Set the numbers, if they are others than last time."""
-        numbers = steps[0][1] if len(steps) == 1 else [number for _, numbers in steps for number in numbers]
+        numbers = steps[0][1] if len(steps) == 1 else [number for _, numbers, _ in steps for number in numbers]
         if numbers != self._last:
             self._last = numbers
             self.numbers[0].copy_(torch.tensor(numbers, dtype=torch.float64))
@@ -78,9 +79,9 @@ class Captured:
         differentiate: from tensors and scheduled numbers (0-dim float64 tensors) to the loss and what else is to
             come out; leaves gradients at the parameters, as the first half of an eager step does.
         optimizer: the optimiser of the second half, after at least one step of its own.
-        numbers: how many scheduled numbers a step gets.
         clip_norm: largest norm of the gradient, or None.
         compile: whether the graphs are compiled, or run operation by operation.
+        inside: whether the optimiser is part of the graph, if there is a rule for it.
         options_change: whether options of the optimiser other than its learning rate may change between steps: each
             set of them has a graph of its own.
         watched: where to look for state outside of tensors, by name: the model, the guide.
@@ -91,20 +92,21 @@ class Captured:
         differentiate: Differentiate,
         optimizer: torch.optim.Optimizer,
         *,
-        numbers: int = 0,
         clip_norm: float | None = None,
         compile: bool = True,
+        inside: bool = True,
         options_change: bool = False,
         watched: Mapping[str, Any] | None = None,
     ) -> None:
         self._differentiate, self._optimizer = differentiate, optimizer
-        self._clip_norm, self._count, self._watched = clip_norm, numbers, dict(watched or {})
-        self._inside = GraphOptimizer(optimizer) if can_be_inside(optimizer) else None
+        self._clip_norm, self._watched = clip_norm, dict(watched or {})
+        self._inside = GraphOptimizer(optimizer) if inside and can_be_inside(optimizer) else None
         self._graphs: dict[Any, _Graph] = {}
+        self.products: Products = {}
         self._ahead, self._behind = False, True
         self._done = torch.zeros((), dtype=torch.int64)
         self._bad = torch.full((), -1, dtype=torch.int64)
-        self._compile, self._options_change = compile, options_change
+        self._compile, self._options_change = compile, options_change and self._inside is not None
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -117,7 +119,7 @@ class Captured:
             ahead: whether it is only an example; otherwise an optimiser that moves its rate at each step does so.
         """
         rates = [] if self._inside is None else take_rates(self._optimizer, ahead=ahead)
-        return tensors, [*numbers, *rates]
+        return tensors, [*numbers, *rates], len(numbers)
 
     def __call__(self, *steps: Step) -> Sequence[Tensor]:
         """Make some steps, in one call where a graph for as many was prepared.
@@ -129,20 +131,25 @@ class Captured:
             The norm of the last step's gradient, 0-dim, and what ``differentiate`` gave.
 
         Raises:
-            CaptureError: if no graph was prepared for their shapes.
+            CaptureError: if there is no graph for their shapes yet, and none can be made.
         """
         graph = self._graphs.get(self._key(steps))
         if graph is None and len(steps) > 1:
             return [self(step) for step in steps][-1]
         if graph is None:
-            graph = self.prepare(steps)
-        if self._behind and self._inside is not None:
-            self._inside.pull()
-        self._ahead, self._behind = True, False
+            graph = self.prepare(steps) if len(self._graphs) < GRAPHS else self._eager_graph(steps)
+        self._take_over()
+        self._ahead = True
         graph.set_numbers(steps)
         with torch.no_grad():
-            found = graph.run(*[t for tensors, _ in steps for t in tensors], *graph.numbers)
+            found = graph.run(*[t for tensors, *_ in steps for t in tensors], *graph.numbers)
         return found if self._inside is not None else self._outside(found, graph)
+
+    def _eager_graph(self, steps: Sequence[Step]) -> _Graph:
+        """The eager step in the place of a graph: there are enough of those."""
+        graph = _Graph(steps)
+        graph.run = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
+        return graph
 
     def _outside(self, found: Sequence[Tensor], graph: _Graph) -> Sequence[Tensor]:
         """The optimiser's step, where it is no part of the graph."""
@@ -159,6 +166,12 @@ class Captured:
         """Which of the steps so far, from 0, was not finite. Waits for the device."""
         found = int(self._bad)
         return None if found < 0 else found
+
+    def _take_over(self) -> None:
+        """Learn how many steps the optimiser has done, if it made the last one itself."""
+        if self._behind and self._inside is not None:
+            self._inside.pull()
+        self._behind = False
 
     def push(self) -> None:
         """Tell the optimiser how many steps it has done: before somebody reads or uses it."""
@@ -185,11 +198,9 @@ class Captured:
         Raises:
             CaptureError: if the step cannot be captured, or the graph is not the step.
         """
-        if self._inside is not None:
-            self._inside.pull()
-        self._behind = False
+        self._take_over()
         graph = _Graph(steps)
-        graph.body = self._body(len(steps), len(steps[0][0]), graph)
+        graph.body = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
         before = python_state(**self._watched)
         graph.run = graph.flat = flat_graph(graph.body, graph.inputs(steps))
         refuse_changes(before, python_state(**self._watched))
@@ -206,6 +217,7 @@ class Captured:
             _say_once("no C++ compiler was found: captured steps run operation by operation. Install g++ or clang.")
             return False
         try:
+            replace_products(graph.flat.module, [*graph.inputs(steps), *graph.flat.held], self.products)
             graph.run = compiled(graph.flat, graph.inputs(steps))
         except Exception as error:  # a fault of inductor's is no reason to stop: the flat graph is right
             line = str(error).strip().partition("\n")[0][:200]
@@ -234,26 +246,27 @@ class Captured:
         with as_found(state), torch.no_grad():
             for tensor in state:
                 tensor.fill_(1.0)
-            others = [[(tensors, [0.9 * n for n in numbers]) for tensors, numbers in steps] for steps in trials]
+            others = [[(tensors, [0.9 * n for n in numbers], size) for tensors, numbers, size in s] for s in trials]
             check_same(graph.body, graph.run, graph.flat, [graph.inputs(steps) for steps in others], seed)
 
-    def _body(self, count: int, width: int, graph: _Graph) -> Body:
+    def _body(self, count: int, width: int, scheduled: int, graph: _Graph) -> Body:
         """The whole of some steps as a function of their tensors and numbers, eager as it stands."""
 
         def body(*inputs: Tensor) -> list[Tensor]:
-            tensors, numbers = inputs[: count * width], list(inputs[count * width :])
-            scheduled = numbers[0].unbind() if numbers else ()
-            size = len(scheduled) // count
+            tensors = inputs[: count * width]
+            numbers = inputs[count * width].unbind() if len(inputs) > count * width else ()
+            size = len(numbers) // count
             found: list[Tensor] = []
             for i in range(count):
-                found = self._one(tensors[i * width : (i + 1) * width], scheduled[i * size : (i + 1) * size], graph)
+                own = numbers[i * size : (i + 1) * size]
+                found = self._one([*tensors[i * width : (i + 1) * width], *own[:scheduled]], own[scheduled:], graph)
             return found
 
         return body
 
-    def _one(self, tensors: Sequence[Tensor], numbers: Sequence[Tensor], graph: _Graph) -> list[Tensor]:
+    def _one(self, inputs: Sequence[Tensor], rates: Sequence[Tensor], graph: _Graph) -> list[Tensor]:
         with torch.enable_grad():
-            loss, outputs = self._differentiate(*tensors, *numbers[: self._count])
+            loss, outputs = self._differentiate(*inputs)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
         with torch.no_grad():
             norm = _clipped_norm([p.grad for p in parameters], self._clip_norm)
@@ -262,7 +275,7 @@ class Captured:
             self._done.add_(1)
             found = [norm, *outputs]
             if self._inside is not None:
-                self._inside.update(numbers[self._count :], finite)
+                self._inside.update(rates, finite)
             else:
                 graph.trained = parameters
                 found += [p.grad for p in parameters]
@@ -271,14 +284,18 @@ class Captured:
         return found
 
     def _key(self, steps: Sequence[Step]) -> Any:
-        shapes = tuple([tensor.shape for tensor in steps[0][0]])
-        return len(steps), shapes, baked_options(self._optimizer) if self._options_change else None
+        tensors, _, scheduled = steps[0]
+        shapes = tuple([tensor.shape for tensor in tensors])
+        return len(steps), scheduled, shapes, baked_options(self._optimizer) if self._options_change else None
 
 
 def _turned(steps: Sequence[Step]) -> list[Step]:
     """The same steps with the rows of their tensors turned by one."""
-    return [([t.roll(1, 0) if t.dim() else t for t in tensors], numbers) for tensors, numbers in steps]
+    return [([t.roll(1, 0) if t.dim() else t for t in tensors], numbers, n) for tensors, numbers, n in steps]
 
+
+GRAPHS = 8
+"""Graphs that one step may have; for further shapes, or options of the optimiser, the eager step is made."""
 
 _said: set[str] = set()
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from banel_pyro.capture import CaptureError, Captured
+from banel_pyro.capture.flat import CaptureError
+from banel_pyro.capture.step import Captured
 from banel_pyro.schedules import Constant
 
 if TYPE_CHECKING:
+    from banel_pyro.capture.products import Products
     from banel_pyro.capture.step import Step
     from banel_pyro.training.loop import Loop
 
@@ -32,6 +34,8 @@ USES = 100
 """Steps of a run from which on a batch size other than the usual one has a graph of its own."""
 GRAPHS = 4
 """Graphs of different batch sizes; further ones are trained on eagerly."""
+TRIALS = 3
+"""Steps, each with draws of its own, on which a new graph is held against the eager step."""
 
 
 def checked_capture(capture: Any) -> Capture:
@@ -42,9 +46,7 @@ def checked_capture(capture: Any) -> Capture:
     """
     if isinstance(capture, bool) or capture == "auto":
         return capture  # type: ignore[no-any-return]
-    raise ValueError(
-        f"capture={capture!r}: expected True, False or 'auto' (where it pays). Leave it out for 'auto'."
-    )
+    raise ValueError(f"capture={capture!r}: expected True, False or 'auto' (where it pays). Leave it out for 'auto'.")
 
 
 class CapturedSteps:
@@ -63,6 +65,7 @@ class CapturedSteps:
         self._mode, self._loop, self._per_call = mode, loop, steps_per_call
         self._on: bool | None = True if mode is True else None
         self._sizes: dict[int, bool] = {}
+        self._products: Products = {}
         self._transform_inside = True
         self._graphs: _Graphs | None = None
         self._clock: list[float] = []
@@ -82,15 +85,21 @@ class CapturedSteps:
             self._graphs.captured.push()
 
     def state(self) -> dict[str, Any]:
-        """What was decided: whether steps are captured, for which numbers of rows, and whether the transform is."""
-        return {"on": self._on, "sizes": dict(self._sizes), "transform_inside": self._transform_inside}
+        """What was decided: whether steps are captured, for which numbers of rows, and which kernels they take."""
+        return {
+            "on": self._on,
+            "sizes": dict(self._sizes),
+            "products": dict(self._products),
+            "transform_inside": self._transform_inside,
+        }
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Take over what was decided; graphs are made anew, as they work on tensors that are no more."""
         self._graphs, self._clock = None, []
         if state is not None:
             self._on = state["on"] if self._mode == "auto" else True
-            self._sizes, self._transform_inside = dict(state["sizes"]), state["transform_inside"]
+            self._sizes, self._products = dict(state["sizes"]), dict(state["products"])
+            self._transform_inside = state["transform_inside"]
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -109,9 +118,10 @@ class CapturedSteps:
         """
         if not self._is_on():
             return None
-        norm, target = None, self._loop.step + most
-        while self._loop.step < target and (steps := self._gather(min(self._per_call, target - self._loop.step))):
+        loop, norm, target = self._loop, None, self._loop.step + most
+        while loop.step < target and (steps := self._gather(min(self._per_call, target - loop.step))):
             norm = self._graphs.captured(*steps)[0]  # type: ignore[union-attr]
+            loop.parameters.move_rate()
             if stop():
                 break
         if norm is None and self._graphs is not None:
@@ -120,12 +130,15 @@ class CapturedSteps:
 
     def _gather(self, most: int) -> list[Step]:
         """The next steps of the loop with one number of rows, if there is a graph for it; the loop moves on."""
-        loop, size, steps = self._loop, None, []
+        loop, size = self._loop, None
+        steps: list[Step] = []
         while len(steps) < most:
             index = loop.index()
             rows = 0 if index is None else len(index)
             if size not in (None, rows) or not self._has_graph(rows):
                 break
+            if steps:
+                loop.parameters.move_rate()
             size, loop.lam = rows, loop.schedule(loop.step, loop.last_terms)
             steps.append(self._graphs.step(index, loop.lam))  # type: ignore[union-attr]
             loop.count()
@@ -142,6 +155,7 @@ class CapturedSteps:
             return False
         if self._graphs is None:
             self._graphs = _Graphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
+            self._graphs.captured.products = self._products
             self._verified = self._verified or loop.good
         return True
 
@@ -197,7 +211,8 @@ class CapturedSteps:
                 agreed, and on from there with eager steps.
         """
         self._log_points += 1
-        if self._graphs is None or self._log_points & (self._log_points - 1) or self._loop.step == self._loop.steps:
+        rare = not self._log_points & (self._log_points - 1)
+        if self._graphs is None or not rare or self._loop.step == self._loop.steps or not self._graphs.has_next:
             return
         try:
             self._graphs.look_again()
@@ -225,8 +240,10 @@ class _Graphs:
         self._sites = list(lam) if isinstance(lam, Mapping) else [""]
         if isinstance(loop.schedule, Constant):
             self._sites = []
+        # a scheduler of momentum as well would change what a graph takes for constant
+        moves_momentum = bool(getattr(loop.parameters.scheduler, "cycle_momentum", False))
         self.captured = Captured(
-            self._differentiate, optimizer, numbers=len(self._sites), clip_norm=loop.clip_norm,
+            self._differentiate, optimizer, clip_norm=loop.clip_norm, inside=not moves_momentum,
             options_change=loop.parameters.scheduler is not None,
             watched={"model": loop.model, "guide": loop.guide, "transform": loop.transform},
         )  # fmt: skip
@@ -263,6 +280,12 @@ class _Graphs:
         self.made.add(rows)
         _log.info("captured a step of %s rows in %.1f s", rows or "all", time.perf_counter() - start)
 
+    @property
+    def has_next(self) -> bool:
+        """Whether there is a graph for the loop's next step."""
+        index = self._loop.index()
+        return (0 if index is None else len(index)) in self.made
+
     def look_again(self) -> None:
         """Hold the graph for the next step against the eager step, from where the run has got to."""
         step = self._examples()[0]
@@ -272,8 +295,8 @@ class _Graphs:
             self._loop.objective.lam = self._loop.lam
 
     def _examples(self) -> list[Step]:
-        """The next step, and one of the same kind with other rows."""
+        """The next step, and others of the same kind: with other rows, where a step does not see all."""
         loop = self._loop
         index, lam = loop.index(), loop.schedule(loop.step, loop.last_terms)
-        others = [index] if index is None else [index, (index + 1) % len(loop.rows[0])]
+        others = [None] * TRIALS if index is None else [(index + i) % len(loop.rows[0]) for i in range(TRIALS)]
         return [self.step(rows, lam, ahead=True) for rows in others]

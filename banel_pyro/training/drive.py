@@ -98,7 +98,7 @@ def _saved(loop: Loop, folder: RunFolder | None, step: int | None = None) -> Ite
 
 
 def _advance(loop: Loop, most: int, stop: Callable[[], bool]) -> None:
-    """One step, or some that are captured; an error that comes from numbers that are not finite is replaced by one that says where they arise."""
+    """One step, or some captured ones; an error that comes from numbers that are not finite says where they arise."""
     step = loop.step
     try:
         loop.advance(most, stop)

@@ -178,7 +178,6 @@ class Loop:
         """Count a step that was made, and recorded, elsewhere."""
         self.step += 1
         self._metered += 1
-        self.parameters.move_rate()
 
     @property
     def at_log_point(self) -> bool:
