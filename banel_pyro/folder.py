@@ -196,6 +196,8 @@ _MAY_DIFFER = {
     "versions",
     "created",
     "threads",
+    "capture",
+    "steps_per_call",
     "log_every",
     "validate_every",
     "checkpoint_every",

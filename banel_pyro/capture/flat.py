@@ -226,8 +226,8 @@ def _refuse_strays(graph: GraphModule, held: Sequence[Tensor]) -> None:
     for node in graph.graph.nodes:
         if node.op == "get_attr" and _storage(getattr(graph, node.target)) in storages:
             raise CaptureError(
-                "model, guide or objective make a tensor of the memory of another one (torch.from_numpy of a view). Use "
-                "the tensor itself, or capture=False."
+                "model, guide or objective make a tensor of the memory of another one (torch.from_numpy of a view). "
+                "Use the tensor itself, or capture=False."
             )
 
 

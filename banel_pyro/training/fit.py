@@ -163,7 +163,8 @@ def fit(
         config = _config(objective, schedule, factory, options, plan, split, rows, checked.plate) | {
             "name": name or "", "seed": seed, "clip_norm": clip_norm, "posterior_samples": posterior_samples,
             "dtype": dtype_name(dtype), "default_dtype": dtype_name(torch.get_default_dtype()),
-            "lr_scheduler": lr_scheduler and name_of(lr_scheduler),
+            "lr_scheduler": lr_scheduler and name_of(lr_scheduler), "capture": capture,
+            "steps_per_call": steps_per_call,
         }  # fmt: skip
         loop = Loop(
             model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,
