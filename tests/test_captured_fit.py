@@ -1,4 +1,4 @@
-"""``fit`` with captured steps: the numbers of the eager run, resumed bit for bit, and eager where nothing else is right."""
+"""``fit`` with captured steps: the numbers of the eager run, resumed bit for bit, and eager where that is right."""
 
 import logging
 import pickle

@@ -366,7 +366,7 @@ def test_the_state_of_another_pair_or_version_is_refused(folder: Path) -> None:
     file = folder / "runs" / "lam=0" / "state.pt"
     state = torch.load(file, weights_only=True)
     torch.save({**state, "format": 99}, file)
-    assert re.search(r"state of format 99, this version reads format 2", refused(*command, "--resume"))
+    assert re.search(r"state of format 99, this version reads format 3", refused(*command, "--resume"))
     file.write_bytes(b"no state")
     assert re.search(r"state.pt' cannot be read as a state", refused(*command, "--resume"))
     config = folder / "runs" / "lam=0" / "config.json"
