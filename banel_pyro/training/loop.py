@@ -19,6 +19,7 @@ from banel_pyro.seeding import fork_rng, load_rng_state, rng_state
 from banel_pyro.terms import LossTerms
 from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
 from banel_pyro.training.parameters import Parameters
+from banel_pyro.training.processes import Processes
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __all__ = ["Loop"]
@@ -47,6 +48,7 @@ class Loop:
         held_out: rows that are evaluated, or none.
         clip_norm: largest gradient norm, or None.
         collapse: the collapse detector, or None.
+        processes: those that share the steps.
     """
 
     model: Any
@@ -67,6 +69,7 @@ class Loop:
     held_out: Rows = ()
     clip_norm: float | None = None
     collapse: CollapseDetector | None = None
+    processes: Processes = field(default_factory=Processes)
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -98,6 +101,7 @@ class Loop:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
         index = self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]
+        index = index.to(self.rows[0].device)
         picked = tuple(row.index_select(0, index.to(row.device)) for row in self.rows)  # faster than row[index]
         return index, transformed(picked, self.transform)
 
@@ -107,7 +111,7 @@ class Loop:
         terms, entropies, batch = self.differentiate()
         norm = self.update(terms, entropies, batch)
         self.seconds += time.perf_counter() - start
-        if self.at_log_point:
+        if self.at_log_point or (self.processes.count > 1 and not self.is_finite):
             self._log(terms, list(entropies), norm)
 
     def differentiate(self) -> tuple[LossTerms, dict[str, Tensor], int]:
@@ -115,26 +119,39 @@ class Loop:
         index, rows = self.batch()
         size = len(rows[0]) if rows else 1
         self.objective.lam = self.schedule(self.step, self.last_terms)
-        if index is None or self.accumulate == 1:
-            return *self._differentiate(index, rows), size
-        batches = zip(*(column.split(self.batch_size) for column in (index, *rows)), strict=True)
-        parts = [self._differentiate(i, tuple(b), len(i) / size if self.plate.scaled else 1.0) for i, *b in batches]
+        with self.processes.noise(self.plate.name, self.seed, self.step):
+            parts = [self._differentiate(*part) for part in self._parts(index, rows, size)]
         terms, entropies = parts[0]
         for more, sites in parts[1:]:
             terms, entropies = terms + more, {site: entropies[site] + sites[site] for site in entropies}
-        return terms, entropies, size
+        return *self.processes.add_up_step(self.parameters, terms, entropies), size
+
+    def _parts(self, index: Tensor | None, rows: Rows, size: int) -> list[tuple[Tensor | None, Rows, float]]:
+        """The batches that this process computes of a step, each with its weight.
+
+        Totals that Pyro scales to all rows are averaged over the batches of a step, those that it does not scale add
+        up: either way they are what one batch of all the step's rows would give. A process that no row is left for
+        computes one without weight, so that every process has the same gradients and terms.
+        """
+        if self.processes.count == 1 and (index is None or self.accumulate == 1):
+            return [(index, rows, 1.0)]
+        index = torch.arange(size, device=rows[0].device) if index is None else index
+        found: list[tuple[Tensor | None, Rows, float]] = []
+        for part in self.processes.parts(size, self.processes.each(self.batch_size or size)):
+            count = part.stop - part.start
+            taken = part if count else slice(1)
+            weight = count / size if self.plate.scaled else float(count > 0)
+            found.append((index[taken], tuple(row[taken] for row in rows), weight))
+        return found
 
     def _differentiate(
         self, index: Tensor | None, rows: Rows, weight: float = 1.0
     ) -> tuple[LossTerms, dict[str, Tensor]]:
-        """Terms and entropies of one batch, times its weight in the step; adds to the gradients.
-
-        Totals that Pyro scales to all rows are averaged over the batches of a step, those that it does not scale add
-        up: either way they are what one batch of all the step's rows would give.
-        """
+        """Terms and entropies of one batch, times its weight in the step; adds to the gradients."""
         told = self.plate.rows(index)
         # one that has nothing to tell would cost every site a call
-        with told if told.scaled and index is not None else nullcontext(), self.parameters.watch():
+        telling = told if told.scaled and index is not None else nullcontext()
+        with telling, self.parameters.watch(), self.processes.autocast():
             loss, terms, entropies = self.objective.loss_and_terms(self.model, self.guide, *rows)
         if weight != 1.0:
             loss, terms = weight * loss, terms.map(lambda term: weight * term)
@@ -186,7 +203,7 @@ class Loop:
         whole = None if terms.whole is None else elbo
         self.last_terms = LossTerms(log_likelihood, kl, entropy, terms.lam, penalty, whole)
         row = self._row(self.last_terms, float(torch.as_tensor(norm)), dict(zip(sites, values[5:], strict=True)))
-        self.history.append(row | self._judge())
+        self.history.append(self.processes.on_first(lambda: row | self._judge()))
         if "val_elbo" in self.history[-1]:
             self.parameters.judge(self.history[-1]["val_elbo"])
         self._meter, self._metered = None, 0
@@ -256,7 +273,8 @@ class Loop:
         load_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = list(state["history"])
-        self._meter, self._metered = state["meter"], state["metered"]
+        meter = state["meter"]
+        self._meter, self._metered = None if meter is None else meter.to(torch.get_default_device()), state["metered"]
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])
         self.stopped = state["stopped"]
         self.good = state
