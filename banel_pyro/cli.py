@@ -30,6 +30,7 @@ from banel_pyro.report import COMMAND, Comparison, write_report
 from banel_pyro.report.numbers import notes, text_table
 from banel_pyro.seeding import fork_rng
 from banel_pyro.training.interrupt import INTERRUPTED
+from banel_pyro.training.processes import is_first
 
 __all__ = ["app", "main"]
 
@@ -127,6 +128,35 @@ def fit(
         str | None,
         typer.Option(metavar="float32|float64", help="Floating-point type of each run.", show_default="float32"),
     ] = None,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|gpu|auto",
+            help="What to train on. This and the next four need the extra fabric.",
+            show_default="where torch puts it",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTEGER|auto",
+            help="Devices on each machine, with a process each; the rows of a step are shared out to them. Also under "
+            "torchrun, which then starts the processes.",
+            show_default="1",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="ddp|auto", help="How processes work together.", show_default="auto")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="32-true|64-true|bf16-mixed",
+            help="Floating-point type by Lightning's names; bf16-mixed computes the loss in bfloat16 where that pays.",
+            show_default="that of --dtype",
+        ),
+    ] = None,
+    num_nodes: Annotated[int | None, typer.Option(help="Machines.", show_default="1")] = None,
     draws: Annotated[int, typer.Option(help="Draws from each posterior for the numbers and the page.")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the runs in --out stopped.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
@@ -144,14 +174,17 @@ def fit(
         steps = STEPS
     folder = out or Path("runs") / pair.replace(":", ".")
     _check_out(folder, lams, resume=resume)
-    plan = _Plan(
-        make, batch_size, seed, alpha, {"steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype)}
-    )
+    options = {
+        "steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype), "accelerator": accelerator,
+        "devices": _devices(devices), "strategy": strategy, "precision": precision, "num_nodes": num_nodes,
+    }  # fmt: skip
+    plan = _Plan(make, batch_size, seed, alpha, options)
     kept = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
     with _threads(threads):
         for value in lams.values():  # a mistake in the last λ is found before the first is trained
             plan.rehearse(value)
-        _remember_command(folder)
+        if is_first():
+            _remember_command(folder)
         for name, value in lams.items():
             try:
                 plan.run(value, out=folder / name, **kept)
@@ -159,7 +192,8 @@ def fit(
                 if told := _so_far(folder, name):
                     error.add_note(told)
                 raise
-    _show(write_report(folder), folder)
+    if is_first():
+        _show(write_report(folder), folder)
 
 
 @app.command()
@@ -249,6 +283,15 @@ def _batch_size(text: str | None, size: int) -> int | None:
         return int(text)
     except ValueError as error:
         raise ValueError(f"--batch-size={text!r}: expected a number of rows, or all.") from error
+
+
+def _devices(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"--devices={text!r}: expected a number of devices, or auto.") from error
 
 
 def _check_out(folder: Path, lams: Mapping[str, Any], *, resume: bool) -> None:

@@ -237,11 +237,11 @@ TWO = {"accelerator": "cpu", "devices": 2}
 def everything(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"law": {case: law(*case, **TWO, strategy="ddp") for case in LAWS}}
     mine = folder / f"process{os.environ['LOCAL_RANK']}"
-    network(mine / "half", 6, **TWO)
+    network(mine / "half", 8, **TWO)
     found["resumed"] = network(mine / "half", 11, resume=True, **TWO)
     found["whole"] = network(mine / "whole", 11, **TWO)
     found["draws"] = draws(**TWO)
-    found["expectation"] = expectation(range(150), **TWO)
+    found["expectation"] = expectation(range(100), **TWO)
     found["stopped"] = stopped(**TWO)
     found["not_finite"] = not_finite(**TWO)
     found["refused"] = refused(steps=1, progress=False, seed=0, **TWO)

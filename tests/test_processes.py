@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from banel_pyro import RunFolder
+from banel_pyro.folder import RunFolder
 from banel_pyro.training.processes import Processes
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +85,7 @@ def test_two_processes_take_the_steps_of_one(script: Any, two: list[Any], name: 
 
 
 def test_without_its_noise_they_agree_in_expectation(script: Any, two: list[Any]) -> None:
-    one, other = script.expectation(range(1000, 1300)), two[0]["expectation"]
+    one, other = script.expectation(range(1000, 1200)), two[0]["expectation"]
     error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
     difference = (one.mean(0) - other.mean(0)).abs()
     assert (difference <= 4 * error + 1e-12).all(), (difference, error)
@@ -158,7 +158,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("number", "words"), enumerate(REFUSED))
+@pytest.mark.parametrize(("number", "words"), list(enumerate(REFUSED)))
 def test_what_cannot_be_shared_is_refused_by_both(two: list[Any], number: int, words: str) -> None:
     for each in two:
         assert re.search(words, each["refused"][number]), each["refused"][number]
@@ -172,7 +172,7 @@ def test_one_that_fails_ends_the_other(tmp_path: Path) -> None:
 
 
 def test_fabric_run_says_how_a_script_runs(script: Any, tmp_path: Path) -> None:
-    command = ["-m", "lightning_fabric.cli", "run", "--accelerator", "cpu", "--devices", 2, "--strategy", "ddp"]
+    command = ["-m", "lightning_fabric.cli", "--accelerator", "cpu", "--devices", 2, "--strategy", "ddp"]
     done = run(*command, SCRIPT, "plain", tmp_path)
     assert done.returncode == 0, done.stderr
     one = script.law("mixed", "shares differ")
@@ -182,14 +182,14 @@ def test_fabric_run_says_how_a_script_runs(script: Any, tmp_path: Path) -> None:
 def test_torchrun_runs_the_command_line(tmp_path: Path) -> None:
     """The page, the table and the files come once."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "-m", "banel_pyro.cli"]
-    options = ["--lam", "0,0.5", "--steps", 4, "--draws", 2, "--out", tmp_path / "runs", "--dtype", "float64"]
+    options = ["--lam", "0.5", "--steps", 4, "--draws", 2, "--out", tmp_path / "runs", "--dtype", "float64"]
     done = run(
         *launcher, "fit", "models.normal_normal:pair", *options, "--accelerator", "cpu", "--devices", 2, "--strategy",
         "ddp", "--debug",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
-    assert sorted(p.name for p in (tmp_path / "runs").glob("*/posterior.nc")) == ["posterior.nc"] * 2
+    assert sorted(p.name for p in (tmp_path / "runs").glob("*/posterior.nc")) == ["posterior.nc"]
     assert (tmp_path / "runs" / "report.html").exists()
 
 
