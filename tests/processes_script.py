@@ -13,7 +13,17 @@ from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
-from banel_pyro import Event, FitResult, NonFiniteError, Pair, Split, fit
+from banel_pyro import (
+    BaNEL_ELBO,
+    BaNEL_TraceEnum_ELBO,
+    BaNEL_TraceGraph_ELBO,
+    Event,
+    FitResult,
+    NonFiniteError,
+    Pair,
+    Split,
+    fit,
+)
 
 torch.set_default_dtype(torch.float64)
 
@@ -102,12 +112,27 @@ def noisy(size: int = 10) -> tuple[Callable[..., None], Callable[..., None], lis
     return model, guide, drawn
 
 
-def expectation(seeds: range, **options: Any) -> Tensor:
+def mixture(x: Tensor) -> None:
+    """Two kinds of rows around a mean."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 5):
+        k = pyro.sample("k", dist.Bernoulli(torch.tensor(0.4)))
+        pyro.sample("x", dist.Normal(a + 2.0 * k, 1.0), obs=x)
+
+
+def scored(x: Tensor, **infer: Any) -> None:
+    """Its guide, with a score-function site for each row."""
+    pyro.sample("a", dist.Normal(pyro.param("m", torch.tensor(0.1)), 0.5))
+    with pyro.plate("data", 5):
+        pyro.sample("k", dist.Bernoulli(torch.sigmoid(pyro.param("w", torch.tensor(0.3)) * x)), infer=infer)
+
+
+def expectation(score: bool, seeds: range, **options: Any) -> Tensor:
     """Terms and gradients of a first step under many seeds, a row for each: loss, entropy, parameters after it."""
     found = []
     for seed in seeds:
         with pyro.get_param_store().scope():
-            model, guide, _ = noisy(5)
+            model, guide = (mixture, scored) if score else noisy(5)[:2]
             row = fit(
                 model, guide, rows(5)[0], steps=1, batch_size=3, lam=0.4, optim=torch.optim.SGD, lr=1.0, seed=seed,
                 collapse=None, progress=False, **options,
@@ -163,6 +188,35 @@ def network(out: Path, steps: int, **options: Any) -> dict[str, Any]:
         )  # fmt: skip
         tensors = {name: t.clone() for name, t in (net.state_dict() | params()).items()}
     return {"history": result.history.to_dict("list"), "tensors": tensors}
+
+
+def forms(**options: Any) -> dict[str, Any]:
+    """Parameters and history of pairs in all forms of the bound, with autoguides and particles too."""
+
+    def summed(x: Tensor) -> None:
+        scored(x, enumerate="parallel")
+
+    def averaged(x: Tensor) -> None:
+        scored(x, baseline={"use_decaying_avg_baseline": True})
+
+    plain = noisy(5)[0]
+    pairs: dict[str, Any] = {
+        "score": (mixture, scored, BaNEL_ELBO()),
+        "graph": (mixture, averaged, BaNEL_TraceGraph_ELBO()),
+        "enumerated": (mixture, summed, BaNEL_TraceEnum_ELBO(max_plate_nesting=1)),
+        "autoguide": (plain, AutoNormal(plain), BaNEL_ELBO()),
+        "particles": (plain, AutoNormal(plain), BaNEL_ELBO(num_particles=4, vectorize_particles=True)),
+    }
+    found = {}
+    for name, (model, guide, objective) in pairs.items():
+        with pyro.get_param_store().scope():
+            history = fit(
+                model, guide, rows(5)[0], objective=objective, lam=0.2, batch_size=3, steps=40, lr=0.02, seed=0,
+                progress=False, **options,
+            ).history  # fmt: skip
+            trained = {n: p for n, p in params().items() if not n.startswith("__")}
+            found[name] = {"tensors": trained, "history": history.to_dict("list")}
+    return found
 
 
 def stopped(**options: Any) -> tuple[int, str | None]:
@@ -241,7 +295,8 @@ def everything(folder: Path) -> dict[str, Any]:
     found["resumed"] = network(mine / "half", 11, resume=True, **TWO)
     found["whole"] = network(mine / "whole", 11, **TWO)
     found["draws"] = draws(**TWO)
-    found["expectation"] = expectation(range(100), **TWO)
+    found["expectation"] = {score: expectation(score, range(100), **TWO) for score in (False, True)}
+    found["forms"] = forms(**TWO)
     found["stopped"] = stopped(**TWO)
     found["not_finite"] = not_finite(**TWO)
     found["refused"] = refused(steps=1, progress=False, seed=0, **TWO)

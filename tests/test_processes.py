@@ -84,8 +84,9 @@ def test_two_processes_take_the_steps_of_one(script: Any, two: list[Any], name: 
     assert close(one, two[1]["law"][name, sizes])
 
 
-def test_without_its_noise_they_agree_in_expectation(script: Any, two: list[Any]) -> None:
-    one, other = script.expectation(range(1000, 1200)), two[0]["expectation"]
+@pytest.mark.parametrize("score", [False, True])
+def test_without_its_noise_they_agree_in_expectation(script: Any, two: list[Any], score: bool) -> None:
+    one, other = script.expectation(score, range(1000, 1200)), two[0]["expectation"][score]
     error = (one.var(0) / len(one) + other.var(0) / len(other)).sqrt()
     difference = (one.mean(0) - other.mean(0)).abs()
     assert (difference <= 4 * error + 1e-12).all(), (difference, error)
@@ -126,6 +127,15 @@ def test_all_that_they_keep_is_the_same(two: list[Any]) -> None:
     assert "late" in two[0]["whole"]["tensors"]
 
 
+@pytest.mark.parametrize("form", ["score", "graph", "enumerated", "autoguide", "particles"])
+def test_every_form_of_the_bound_runs_on_two(two: list[Any], form: str) -> None:
+    """Also where processes keep decaying averages of shares of different sizes."""
+    one, other = two[0]["forms"][form], two[1]["forms"][form]
+    assert same(one, other)
+    assert np.isfinite(one["history"]["elbo"]).all()
+    assert all(bool(tensor.isfinite().all()) for tensor in one["tensors"].values())
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_resumed_run_is_the_whole_one_bit_for_bit(two: list[Any], rank: int) -> None:
     assert same(two[rank]["resumed"], two[rank]["whole"])
@@ -133,7 +143,9 @@ def test_a_resumed_run_is_the_whole_one_bit_for_bit(two: list[Any], rank: int) -
 
 def test_the_first_alone_writes(folder: Path, two: list[Any]) -> None:
     whole = folder / "process0" / "whole"
-    assert {"config.json", "state.pt", "history.csv", "posterior.nc", "report.html"} <= {p.name for p in whole.iterdir()}
+    assert {"config.json", "state.pt", "history.csv", "posterior.nc", "report.html"} <= {
+        p.name for p in whole.iterdir()
+    }
     assert not (folder / "process1").exists()
     assert RunFolder(whole).read_config()["processes"] == 2
     assert two[0]["loaded"] == two[0]["whole"]["history"]["elbo"][-1]
@@ -243,7 +255,9 @@ def test_mixed_precision_computes_products_in_bfloat16_and_the_rest_in_float32()
         torch.manual_seed(0)
         net = torch.nn.Linear(3, 1)
         with pyro.get_param_store().scope():
-            result = fit(model, guide, torch.randn(8, 3), steps=20, lr=0.01, seed=0, precision=precision, progress=False)
+            result = fit(
+                model, guide, torch.randn(8, 3), steps=20, lr=0.01, seed=0, precision=precision, progress=False
+            )
         found[precision] = result.history["elbo"].to_numpy()
     assert seen[-1] == torch.bfloat16
     assert net.weight.dtype == torch.float32

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as collective
 
 from banel_pyro.checks import integer
 from banel_pyro.training.processes import Processes, leave
@@ -59,6 +58,8 @@ def start(
     if not by_launcher and precision is None and all(value is None for value in asked.values()):
         return Processes()
     _check(asked, precision)
+    if Processes.parted:
+        raise RuntimeError("the processes of this program parted when an earlier run failed: start the program again.")
     try:
         from lightning_fabric import Fabric  # heavy
     except ModuleNotFoundError as error:
@@ -67,10 +68,12 @@ def start(
             f"fit({given}) needs the package lightning-fabric: pip install 'banel-pyro[fabric]'."
         ) from error
     fabric = _fabric(Fabric, {name: value for name, value in asked.items() if value is not None})
+    _check_count(fabric.world_size)
     if not by_launcher:
         fabric.launch()
     if fabric.world_size > 1:
-        _check_group(fabric.world_size)
+        atexit.unregister(leave)  # at most once
+        atexit.register(leave)
     precision = precision or os.environ.get("LT_PRECISION")
     return Processes(fabric.global_rank, fabric.world_size, fabric.device, _known("precision", precision, PRECISIONS))
 
@@ -86,17 +89,14 @@ def _fabric(fabric: Any, asked: dict[str, Any]) -> Any:
         raise ValueError(f"Lightning Fabric refuses {given}: {' '.join(str(error).split())}") from error
 
 
-def _check_group(count: int) -> None:
-    """Refuse another number of processes than there are, and see to it that they part at the end."""
-    if not collective.is_initialized():
-        raise RuntimeError("the processes of this program parted when an earlier run failed: start the program again.")
-    if collective.get_world_size() != count:
+def _check_count(count: int) -> None:
+    """Refuse another number of processes than have been started, by torchrun or by an earlier run."""
+    running = int(os.environ.get("WORLD_SIZE", count))
+    if running != count:
         raise ValueError(
-            f"devices= and num_nodes= ask for {count} processes, but this program has {collective.get_world_size()}: "
-            "expected the same in every call of fit. Use one number of devices."
+            f"devices= and num_nodes= ask for {count} processes, but this program has {running}: expected the same in "
+            "every call of fit, and as many as torchrun starts. Use one number of devices."
         )
-    atexit.unregister(leave)  # at most once
-    atexit.register(leave)
 
 
 def _check(asked: Mapping[str, Any], precision: Any) -> None:

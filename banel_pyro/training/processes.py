@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as collective
@@ -39,11 +39,14 @@ class Processes:
         precision: by Fabric's name, or None.
     """
 
+    parted: ClassVar[bool] = False
+    """Whether the processes of this program have left each other: they cannot meet again."""
+
     rank: int = 0
     count: int = 1
     device: torch.device | None = None
     precision: str | None = None
-    _agreed: set[str] = field(default_factory=set)
+    _agreed: set[Tensor] = field(default_factory=set)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -145,29 +148,28 @@ class Processes:
         """
         if self.count == 1:
             return terms, dict(entropies)
-        trained = parameters.trained()
         self.agree(parameters)
-        missing = [p for p in trained.values() if p.grad is None]
-        for parameter in missing:
-            parameter.grad = torch.zeros_like(parameter)
-        device = next((p.device for p in trained.values()), self.device)
+        trained = list(parameters.trained().values())
+        there = [p.grad is not None for p in trained]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        device = gradients[0].device if gradients else self.device
         names = [name for name, value in vars(terms).items() if name != "lam" and value is not None]
         values = [*(getattr(terms, name) for name in names), *entropies.values()]
         numbers = [torch.as_tensor(value, device=device).clone() for value in values]
-        seen = torch.tensor([float(p not in set(missing)) for p in trained.values()], device=device)
-        self.add_up([p.grad for p in trained.values() if p.grad is not None] + numbers + [seen])
-        if missing:
-            for parameter, count in zip(trained.values(), seen.tolist(), strict=True):
-                parameter.grad = parameter.grad if count else None
+        seen = torch.tensor(there, dtype=torch.get_default_dtype(), device=device)
+        self.add_up([*gradients, *numbers, seen])
+        if not all(there):
+            for parameter, gradient, count in zip(trained, gradients, seen.tolist(), strict=True):
+                parameter.grad = gradient if count else None
         self.take_from_first(parameters.running())
         found = dict(zip(names, numbers, strict=False))
         return LossTerms(**found, lam=terms.lam), dict(zip(entropies, numbers[len(names) :], strict=True))
 
     def agree(self, parameters: Parameters) -> None:
         """Give all processes the values that process 0 has of parameters that they have not yet in common."""
-        new = [name for name in parameters.trained() if name not in self._agreed]
+        new = [tensor for tensor in parameters.trained().values() if tensor not in self._agreed]
         if self.count > 1 and new:
-            self.take_from_first([parameters.trained()[name] for name in new] + parameters.running())
+            self.take_from_first(new + parameters.running())
             self._agreed |= set(new)
 
     # ---- where things are --------------------------------------------------------------------
@@ -261,5 +263,6 @@ def is_first() -> bool:
 
 def leave() -> None:
     """Part with the other processes, if there are any."""
-    if collective.is_initialized():
+    if collective.is_available() and collective.is_initialized():
+        Processes.parted = True
         collective.destroy_process_group()
