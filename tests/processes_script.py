@@ -280,9 +280,24 @@ def _said(attempt: Callable[[], Any]) -> str:
     with pyro.get_param_store().scope():
         try:
             attempt()
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             return str(error)
     return "nothing"
+
+
+def one_sided(**options: Any) -> list[str]:
+    """What is said of a parameter that one process alone comes to use, and of a run after it."""
+    model, guide, drawn = noisy()
+
+    def growing(x: Tensor) -> None:
+        guide(x)
+        if os.environ["LOCAL_RANK"] == "1" and len(drawn) > 12:
+            pyro.param("only", torch.zeros(()))
+
+    return [
+        _said(lambda: fit(model, growing, rows(10)[0], steps=30, seed=0, progress=False, **options)),
+        _said(lambda: fit(model, guide, rows(10)[0], steps=1, seed=0, progress=False, **options)),
+    ]
 
 
 TWO = {"accelerator": "cpu", "devices": 2}
@@ -301,6 +316,7 @@ def everything(folder: Path) -> dict[str, Any]:
     found["not_finite"] = not_finite(**TWO)
     found["refused"] = refused(steps=1, progress=False, seed=0, **TWO)
     found["loaded"] = loaded(folder / "process0" / "whole")
+    found["one_sided"] = one_sided(**TWO)  # the last: they part
     return found
 
 

@@ -176,6 +176,14 @@ def test_what_cannot_be_shared_is_refused_by_both(two: list[Any], number: int, w
         assert re.search(words, each["refused"][number]), each["refused"][number]
 
 
+def test_a_parameter_of_one_alone_is_refused_by_both(two: list[Any]) -> None:
+    """And nothing follows: they have parted."""
+    for each in two:
+        said, after = each["one_sided"]
+        assert re.search(r"have different parameters \(process 0 has \[\]; process 1 has \['only'\]\): expected", said)
+        assert re.search(r"the processes of this program parted.*start the program again", after)
+
+
 def test_one_that_fails_ends_the_other(tmp_path: Path) -> None:
     done = run(SCRIPT, "failing", tmp_path, timeout=60)
     assert done.returncode != 0

@@ -197,7 +197,7 @@ def fit(
 
         watchers = Callbacks(callbacks, loop, result)
         changed = train(loop, folder, config, plan.checkpoint_every, watchers, resume=resume, progress=progress)
-    rows, held_out = processes.home(rows), processes.home(held_out)
+    rows, held_out = processes.moved(rows, home=True), processes.moved(held_out, home=True)
     if folder is not None and posterior_samples and changed and processes.rank == 0 and loop.stopped != INTERRUPTED:
         _finish(result(), folder, posterior_samples)
     return result()

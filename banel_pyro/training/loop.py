@@ -273,8 +273,9 @@ class Loop:
         load_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = list(state["history"])
+        device = next((parameter.device for parameter in self.parameters.names().values()), None)
         meter = state["meter"]
-        self._meter, self._metered = None if meter is None else meter.to(torch.get_default_device()), state["metered"]
+        self._meter, self._metered = None if meter is None else torch.as_tensor(meter, device=device), state["metered"]
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])
         self.stopped = state["stopped"]
         self.good = state

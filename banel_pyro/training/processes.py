@@ -47,6 +47,7 @@ class Processes:
     device: torch.device | None = None
     precision: str | None = None
     _agreed: set[Tensor] = field(default_factory=set)
+    _sites: list[str] | None = None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -145,32 +146,67 @@ class Processes:
         """The gradients and terms of a whole step, from those of its shares.
 
         A parameter without a gradient on every process stays without; running means of modules are process 0's.
+
+        Raises:
+            ValueError: on every process, for sites or parameters that only some of them have.
         """
         if self.count == 1:
             return terms, dict(entropies)
-        self.agree(parameters)
-        trained = list(parameters.trained().values())
-        there = [p.grad is not None for p in trained]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        device = gradients[0].device if gradients else self.device
         names = [name for name, value in vars(terms).items() if name != "lam" and value is not None]
+        self._check_sites([*names, *entropies])
+        trained = list(parameters.trained().values())
+        agreed, late = ([p for p in trained if (p in self._agreed) == known] for known in (True, False))
+        device = trained[0].device if trained else self.device
         values = [*(getattr(terms, name) for name in names), *entropies.values()]
         numbers = [torch.as_tensor(value, device=device).clone() for value in values]
-        seen = torch.tensor(there, dtype=torch.get_default_dtype(), device=device)
-        self.add_up([*gradients, *numbers, seen])
-        if not all(there):
-            for parameter, gradient, count in zip(trained, gradients, seen.tolist(), strict=True):
-                parameter.grad = gradient if count else None
+        if self._add_up_gradients(agreed, numbers, new=bool(late)):
+            self.agree(parameters)
+            self._add_up_gradients(late, [])
         self.take_from_first(parameters.running())
         found = dict(zip(names, numbers, strict=False))
         return LossTerms(**found, lam=terms.lam), dict(zip(entropies, numbers[len(names) :], strict=True))
 
+    def _add_up_gradients(self, trained: list[Tensor], numbers: list[Tensor], *, new: bool = False) -> bool:
+        """Add up gradients and numbers, in place; True if a process has parameters that are new."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        device = (gradients or numbers)[0].device
+        flags = torch.tensor([*(p.grad is not None for p in trained), new], dtype=torch.get_default_dtype())
+        flags = flags.to(device)
+        self.add_up([*gradients, *numbers, flags])
+        *seen, fresh = flags.tolist()
+        for parameter, gradient, count in zip(trained, gradients, seen, strict=True):
+            parameter.grad = gradient if count else None
+        return bool(fresh)
+
     def agree(self, parameters: Parameters) -> None:
-        """Give all processes the values that process 0 has of parameters that they have not yet in common."""
-        new = [tensor for tensor in parameters.trained().values() if tensor not in self._agreed]
-        if self.count > 1 and new:
-            self.take_from_first(new + parameters.running())
-            self._agreed |= set(new)
+        """Give all processes the values that process 0 has of parameters that they have not yet in common.
+
+        Raises:
+            ValueError: on every process, for parameters that only some of them have.
+        """
+        if self.count == 1:
+            return
+        new = {name: tensor for name, tensor in parameters.trained().items() if tensor not in self._agreed}
+        self._check_same("parameters", list(new))
+        self.take_from_first([*new.values(), *parameters.running()])
+        self._agreed |= set(new.values())
+
+    def _check_sites(self, names: list[str]) -> None:
+        """Refuse sites that only some processes have: at once where they come and go, at the first step for all."""
+        if self._sites is None:
+            self._check_same("sites", names)
+            self._sites = names
+        elif names != self._sites:
+            raise ValueError(f"terms and sites were {self._sites} and are {names}: expected the same at every step.")
+
+    def _check_same(self, what: str, names: list[str]) -> None:
+        found = self.gathered(names)
+        if any(other != names for other in found):
+            told = "; ".join(f"process {rank} has {other}" for rank, other in enumerate(found))
+            raise ValueError(
+                f"the processes have different {what} ({told}): expected the same at every step. Let model and guide "
+                "use the same ones for any rows."
+            )
 
     # ---- where things are --------------------------------------------------------------------
 
@@ -187,22 +223,15 @@ class Processes:
         finally:
             parameters.move(torch.device("cpu"))
 
-    def moved(self, rows: Rows) -> Rows:
-        """Rows on the device."""
-        return rows if self.device is None else tuple(row.to(self.device) for row in rows)
-
-    def home(self, rows: Rows) -> Rows:
-        """Rows on the CPU, where results are, if there is a device that they could be on."""
-        return rows if self.device is None else tuple(row.cpu() for row in rows)
+    def moved(self, rows: Rows, *, home: bool = False) -> Rows:
+        """Rows on the device, or back on the CPU, where results are."""
+        device = torch.device("cpu") if home else self.device
+        return rows if self.device is None else tuple(row.to(device) for row in rows)
 
     # ---- what goes wrong ---------------------------------------------------------------------
 
     def check_alike(self, config: Mapping[str, Any]) -> None:
-        """Refuse processes that were given other data, seeds or options than process 0.
-
-        Raises:
-            ValueError: naming what differs.
-        """
+        """Refuse processes that were given other data, seeds or options than process 0, naming what differs."""
         if self.count == 1:
             return
         mine = {name: value for name, value in config.items() if name not in ("created", "threads")}
@@ -217,11 +246,7 @@ class Processes:
             )
 
     def check_rows(self, size: int, batch_size: int | None, per_step: int) -> None:
-        """Refuse data that cannot be shared out.
-
-        Raises:
-            ValueError: if there are fewer rows in a step than processes.
-        """
+        """Refuse data with fewer rows in a step than processes."""
         if self.count > 1 and min(size, per_step) < self.count:
             what = f"data has {size} rows" if size < self.count else f"batch_size={batch_size} gives {per_step} rows"
             raise ValueError(
