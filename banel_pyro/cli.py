@@ -152,7 +152,7 @@ def fit(
         str | None,
         typer.Option(
             metavar="32-true|64-true|bf16-mixed",
-            help="Floating-point type by Lightning's names; bf16-mixed computes the loss in bfloat16 where that pays.",
+            help="Floating-point type by Lightning's names; bf16-mixed computes the loss in bfloat16 where torch can.",
             show_default="that of --dtype",
         ),
     ] = None,
