@@ -178,7 +178,7 @@ def data_hash(rows: Rows) -> str:
 def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
     """The order of the rows in one epoch: a function of seed and epoch alone, so it needs no state."""
     mixed = int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:8], "little") >> 1
-    return torch.randperm(size, generator=torch.Generator().manual_seed(mixed))
+    return torch.randperm(size, generator=torch.Generator().manual_seed(mixed), device="cpu")
 
 
 def minibatches(rows: Rows, batch_size: int | None) -> Iterator[tuple[Tensor, Rows]]:

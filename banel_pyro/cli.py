@@ -31,6 +31,7 @@ from banel_pyro.report.numbers import notes, text_table
 from banel_pyro.seeding import fork_rng
 from banel_pyro.training.captured import Capture
 from banel_pyro.training.interrupt import INTERRUPTED
+from banel_pyro.training.processes import is_first
 
 __all__ = ["app", "main"]
 
@@ -136,6 +137,35 @@ def fit(
             "times as fast for small models. auto: in long runs, where it can be done.",
         ),
     ] = "auto",
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cpu|gpu|auto",
+            help="What to train on. This and the next four need the extra fabric.",
+            show_default="where torch puts it",
+        ),
+    ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INTEGER|auto",
+            help="Devices on each machine, with a process each; the rows of a step are shared out to them. Also under "
+            "torchrun, which then starts the processes.",
+            show_default="1",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(metavar="ddp|auto", help="How processes work together.", show_default="auto")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="32-true|64-true|bf16-mixed",
+            help="Floating-point type by Lightning's names; bf16-mixed computes the loss in bfloat16 where torch can.",
+            show_default="that of --dtype",
+        ),
+    ] = None,
+    num_nodes: Annotated[int | None, typer.Option(help="Machines.", show_default="1")] = None,
     draws: Annotated[int, typer.Option(help="Draws from each posterior for the numbers and the page.")] = 500,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the runs in --out stopped.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
@@ -153,13 +183,18 @@ def fit(
         steps = STEPS
     folder = out or Path("runs") / pair.replace(":", ".")
     _check_out(folder, lams, resume=resume)
-    options = {"steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype), "capture": _capture(capture)}
+    options = {
+        "steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype), "capture": _capture(capture),
+        "accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "precision": precision,
+        "num_nodes": num_nodes,
+    }  # fmt: skip
     plan = _Plan(make, batch_size, seed, alpha, options)
     kept = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
     with _threads(threads):
         for value in lams.values():  # a mistake in the last λ is found before the first is trained
             plan.rehearse(value)
-        _remember_command(folder)
+        if is_first():
+            _remember_command(folder)
         for name, value in lams.items():
             try:
                 plan.run(value, out=folder / name, **kept)
@@ -167,7 +202,8 @@ def fit(
                 if told := _so_far(folder, name):
                     error.add_note(told)
                 raise
-    _show(write_report(folder), folder)
+    if is_first():
+        _show(write_report(folder), folder)
 
 
 @app.command()
@@ -263,6 +299,15 @@ def _capture(text: str) -> Capture:
     if text not in ("auto", "yes", "no"):
         raise ValueError(f"--capture={text!r}: expected auto, yes or no.")
     return "auto" if text == "auto" else text == "yes"
+
+
+def _devices(text: str | None) -> int | str | None:
+    if text is None or text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"--devices={text!r}: expected a number of devices, or auto.") from error
 
 
 def _check_out(folder: Path, lams: Mapping[str, Any], *, resume: bool) -> None:

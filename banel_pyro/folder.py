@@ -113,7 +113,7 @@ class RunFolder:
         file = self.path / "state.pt"
         try:
             with torch.serialization.safe_globals(list(safe_constraints())):
-                state: dict[str, Any] = torch.load(file, weights_only=True)
+                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
         except FileNotFoundError as error:
             raise ValueError(f"'{self.path}' has no state.pt: the run stopped before its first checkpoint.") from error
         except Exception as error:  # torch raises many kinds for a damaged or hostile file

@@ -1,4 +1,4 @@
-"""Random numbers that do not depend on how rows are cut into batches: a stream of its own for every sample site."""
+"""Random numbers for rows that are cut into batches or shared by processes: streams beside torch's own generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["BLOCK", "SiteStreams", "rows_at_a_time"]
+__all__ = ["BLOCK", "OwnNoise", "SiteStreams", "rows_at_a_time"]
 
 BLOCK = 16
 """Torch fills normal numbers on the CPU in blocks of so many: batches of whole blocks get the numbers of one batch."""
@@ -133,3 +133,53 @@ class _Drawing(TorchFunctionMode):
             self.streams.save(self.site, self.times)
             self.times += 1
         return result
+
+
+class OwnNoise(Messenger):
+    """Lets a process draw the noise of its rows from a stream of its own, and all else from the one that is shared.
+
+    The shared stream is torch's generator as it was found, in the same state on every process. Latents outside the
+    data plate go on with it, so that every process draws the same; everything else in the block, dropout too, is
+    drawn from a stream that starts anew with the block. Afterwards the shared stream is where they left it.
+
+    Args:
+        plate: name of the data plate.
+        stream: text that the stream of this process is made from.
+        device: where numbers are drawn beside the CPU, or None.
+    """
+
+    def __init__(self, plate: str | None, stream: str, device: torch.device | None = None) -> None:
+        super().__init__()
+        self._plate = plate
+        self._seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little") >> 1
+        self._generators = [torch.default_generator]
+        if device is not None and device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._sharing = True
+        self._aside: list[Tensor] = []
+
+    def __enter__(self) -> Any:
+        self._aside = [generator.get_state() for generator in self._generators]
+        for generator in self._generators:
+            generator.manual_seed(self._seed)
+        self._sharing = False
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._share(True)
+        super().__exit__(*error)
+
+    def _share(self, sharing: bool) -> None:
+        """Go over to the other stream."""
+        if sharing != self._sharing:
+            left = [generator.get_state() for generator in self._generators]
+            for generator, state in zip(self._generators, self._aside, strict=True):
+                generator.set_state(state)
+            self._aside, self._sharing = left, sharing
+
+    def _pyro_sample(self, msg: Any) -> None:
+        drawn = not (msg["done"] or msg["is_observed"]) and msg["value"] is None
+        self._share(drawn and self._plate not in [frame.name for frame in msg["cond_indep_stack"]])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        self._share(False)

@@ -1,6 +1,7 @@
 """Bad input is refused before anything is trained, with the name, the value and what to do instead."""
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -459,6 +460,50 @@ def test_an_entropy_that_becomes_infinite_stops_the_run() -> None:
     with pytest.raises(ValueError, match=r"alpha=2 at site 'g': the Rényi entropy of its Gamma is -inf") as stopped:
         fit(of_model, of_guide, rows(), objective=objective, lam=0.9, steps=200, lr=0.1, seed=0, progress=False)
     assert "This happened in fit, at step" in stopped.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"devices": 0}, ValueError, r"devices=0: expected an integer of at least 1. Write devices=1"),
+        ({"devices": -1}, ValueError, r"devices=-1: expected an integer of at least 1"),
+        ({"devices": "two"}, TypeError, r"devices='two': expected an integer. Write devices=1"),
+        ({"devices": [-1]}, ValueError, r"devices=-1: expected an integer of at least 0"),
+        ({"devices": True}, TypeError, r"devices=True: expected an integer"),
+        ({"num_nodes": 0}, ValueError, r"num_nodes=0: expected an integer of at least 1"),
+        ({"strategy": "fsdp"}, ValueError, r"strategy='fsdp': expected one of 'auto', 'ddp'. Write strategy='auto'"),
+        ({"accelerator": "tpu"}, ValueError, r"accelerator='tpu': expected one of 'auto', 'cpu', .*Write accelerator="),
+        (
+            {"precision": "16-mixed"},
+            ValueError,
+            r"precision='16-mixed': expected one of '32-true', '64-true', 'bf16-mi",
+        ),
+        (
+            {"precision": "64-true", "dtype": torch.float32},
+            ValueError,
+            r"precision='64-true' has parameters of torch.float64, but dtype=torch.float32.*Leave dtype out",
+        ),
+        ({"accelerator": "cpu", "devices": [5, 5]}, ValueError, r"Lightning Fabric refuses devices=\[5, 5\]"),
+    ],
+)
+def test_devices_that_are_none_are_refused(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        fit(model, guide, rows(), steps=1, progress=False, **options)
+
+
+def test_another_number_of_processes_than_were_started_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torchrun, or by an earlier run of the same program."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"ask for 1 processes, but this program has 2: .*Use one number of devices"):
+        fit(model, guide, rows(), steps=1, progress=False, accelerator="cpu")
+
+
+def test_devices_without_fabric_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    with pytest.raises(ModuleNotFoundError, match=r"fit\(devices=2\) needs .*pip install 'banel-pyro\[fabric\]'"):
+        fit(model, guide, rows(), steps=1, progress=False, devices=2)
+    with pyro.get_param_store().scope():
+        fit(model, guide, rows(), steps=1, progress=False)
 
 
 @pytest.mark.parametrize("call", ["fit", "to_arviz"])

@@ -20,7 +20,7 @@ _log = logging.getLogger("banel_pyro")
 
 _OPTIONS: dict[str, Any] = {
     "fallback_random": True,  # draws of torch's generator, the same as eager's
-    "cpp_wrapper": True,  # one call into C++, not a Python function that calls kernels
+    "cpp_wrapper": True,  # on the CPU: one call into C++, not a Python function that calls kernels
     "size_asserts": False,  # shapes are those of the graph: whoever calls it looked
     "alignment_asserts": False,
     "nan_asserts": False,
@@ -74,7 +74,9 @@ def compiled(flat: FlatGraph, arguments: Sequence[Tensor]) -> CompiledGraph:
     with torch.no_grad(), _quiet():
         from torch._inductor import compile as compile_graph  # heavy to import
 
-        run = compile_graph(flat.module, inputs, options=_OPTIONS)
+        # on a GPU the call is hidden behind the kernels, and C++ around them takes long to compile
+        on_cpu = all(tensor.is_cpu for tensor in inputs)
+        run = compile_graph(flat.module, inputs, options=_OPTIONS | {"cpp_wrapper": on_cpu})
     return CompiledGraph(flat, run, time.perf_counter() - start)
 
 

@@ -90,7 +90,8 @@ class GraphOptimizer:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer, self._rule = optimizer, _RULES[type(optimizer)]
-        self._count = torch.zeros((), dtype=torch.float64)
+        device = optimizer.param_groups[0]["params"][0].device
+        self._count = torch.zeros((), dtype=torch.float64, device=device)
 
     @property
     def state(self) -> list[Tensor]:

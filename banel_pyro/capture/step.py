@@ -44,21 +44,22 @@ class _Graph:
 
     Args:
         steps: example steps.
+        device: where the parameters are.
     """
 
-    def __init__(self, steps: Sequence[Step]) -> None:
+    def __init__(self, steps: Sequence[Step], device: torch.device) -> None:
         self.body: Any = None
         self.flat: Any = None
         self.run: Any = None
         self.trained: list[Tensor] = []
         size = sum(len(numbers) for _, numbers, _ in steps)
-        self.numbers = [torch.zeros(size, dtype=torch.float64)] if size else []
+        self.numbers = [torch.zeros(size, dtype=torch.float64, device=device)] if size else []
         self._last: list[float] = []
 
     def inputs(self, steps: Sequence[Step]) -> list[Tensor]:
         """What the graph is called with, the numbers in a tensor of their own."""
         numbers = [number for _, numbers, _ in steps for number in numbers]
-        given = [torch.tensor(numbers, dtype=torch.float64)] if numbers else []
+        given = [self.numbers[0].new_tensor(numbers)] if numbers else []
         return [tensor for tensors, *_ in steps for tensor in tensors] + given
 
     def set_numbers(self, steps: Sequence[Step]) -> None:
@@ -104,8 +105,9 @@ class Captured:
         self._graphs: dict[Any, _Graph] = {}
         self.products: Products = {}
         self._ahead, self._behind = False, True
-        self._done = torch.zeros((), dtype=torch.int64)
-        self._bad = torch.full((), -1, dtype=torch.int64)
+        self._device = optimizer.param_groups[0]["params"][0].device
+        self._done = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._bad = torch.full((), -1, dtype=torch.int64, device=self._device)
         self._compile, self._options_change = compile, options_change and self._inside is not None
 
     # ---- running ----------------------------------------------------------------------------
@@ -147,7 +149,7 @@ class Captured:
 
     def _eager_graph(self, steps: Sequence[Step]) -> _Graph:
         """The eager step in the place of a graph: there are enough of those."""
-        graph = _Graph(steps)
+        graph = _Graph(steps, self._device)
         graph.run = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
         return graph
 
@@ -199,7 +201,7 @@ class Captured:
             CaptureError: if the step cannot be captured, or the graph is not the step.
         """
         self._take_over()
-        graph = _Graph(steps)
+        graph = _Graph(steps, self._device)
         graph.body = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
         before = python_state(**self._watched)
         graph.run = graph.flat = flat_graph(graph.body, graph.inputs(steps))

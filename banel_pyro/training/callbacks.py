@@ -111,11 +111,17 @@ class Callbacks:
         self._tell("end")
 
     def _tell(self, kind: str) -> list[str]:
-        """Call those who want such events; returns why they want the run to stop."""
+        """Call those who want such events, on process 0; returns why they want the run to stop."""
         if not self._wanted[kind]:
             return []
+        row = self._loop.history[-1] if self._loop.history else {}
+        reasons, numbers = self._loop.processes.on_first(lambda: (self._asked(kind, row), row))
+        row.update(numbers)
+        return reasons
+
+    def _asked(self, kind: str, row: dict[str, float]) -> list[str]:
+        """Call those who want such events; adds their numbers to the row, and returns their reasons to stop."""
         loop, reasons = self._loop, []
-        row = loop.history[-1] if loop.history else {}
         event = Event(kind, loop.step, loop.step / loop.steps_per_epoch, MappingProxyType(row), self._result)
         for callback in self._wanted[kind]:
             try:

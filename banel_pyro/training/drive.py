@@ -29,20 +29,28 @@ def train(
     resume: bool, progress: bool,
 ) -> bool:  # fmt: skip
     """Train, or go on with training, in the run folder; False if the very same run had already ended in it."""
-    state = None if folder is None else folder.find_state(config, resume=resume)
+    state, finished = loop.processes.on_first(lambda: _found(folder, config, resume=resume))
     # Pyro would read the log-probability of every site on every step to warn of NaN; the loop reads at log points
     unread = pyro.settings.context(validate_poutine=False)
     with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate), unread:
         if state is not None:
             loop.load(state)
+        if loop.processes.rank > 0:  # the first one writes and shows
+            folder, progress = None, False
         if folder is not None:
-            finished = state is not None and _has_ended(folder, state, config)
             folder.claim(config)
             if finished:
                 _tell_of_stop(loop, folder)
-                return False
-        _run(loop, folder, checkpoint_every, callbacks, progress)
-    return True
+        if not finished:
+            with loop.processes.together():
+                _run(loop, folder, checkpoint_every, callbacks, progress)
+    return not finished
+
+
+def _found(folder: RunFolder | None, config: dict[str, Any], *, resume: bool) -> tuple[dict[str, Any] | None, bool]:
+    """The state to go on from, or None, and whether the very same run has ended already."""
+    state = None if folder is None else folder.find_state(config, resume=resume)
+    return state, folder is not None and state is not None and _has_ended(folder, state, config)
 
 
 def _tell_of_stop(loop: Loop, folder: RunFolder) -> None:
@@ -72,15 +80,22 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
                 if loop.at_log_point and loop.history:  # none after a run has gone back to its start
                     bar.update(loop.step, loop.history[-1])
                 reason = callbacks.after_step()
-            loop.stopped = INTERRUPTED if interrupt.asked else reason if loop.step < loop.steps else None
+            loop.stopped = INTERRUPTED if _asked(loop, interrupt) else reason if loop.step < loop.steps else None
             if loop.step % checkpoint_every == 0 or loop.step == loop.steps or loop.stopped:
                 _save(loop, folder)
         with _saved(loop, folder, step=-1):
             callbacks.end()
-        loop.stopped = INTERRUPTED if interrupt.asked else loop.stopped
-    if loop.stopped == INTERRUPTED:
+        loop.stopped = INTERRUPTED if any(loop.processes.gathered(interrupt.asked)) else loop.stopped
+    if loop.stopped == INTERRUPTED and loop.processes.rank == 0:
         how = "the parameters are those after it" if folder is None else "the same call with resume=True goes on"
         _log.warning("interrupted after step %d of %d: %s", loop.step, loop.steps, how)
+
+
+def _asked(loop: Loop, interrupt: Interrupt) -> bool:
+    """Whether Ctrl-C was pressed: more than one process can end the run at a log point only, all at the same step."""
+    if loop.processes.count > 1 and not loop.at_log_point:
+        return False
+    return any(loop.processes.gathered(interrupt.asked))
 
 
 @contextmanager
@@ -106,8 +121,9 @@ def _advance(loop: Loop, most: int, stop: Callable[[], bool]) -> None:
         raise
     except Exception as error:
         error.add_note(f"This happened in fit, at step {step}.")
-        # Pyro's validation and warnings meet such numbers before our log point does
-        if isinstance(error, ValueError | Warning) or not loop.is_finite:
+        # Pyro's validation and warnings meet such numbers before our log point does. Of several processes one alone
+        # cannot replay a step; they look at every step, and find such numbers before a site does.
+        if loop.processes.count == 1 and (isinstance(error, ValueError | Warning) or not loop.is_finite):
             _blame(loop, error, step)
         raise
 

@@ -62,6 +62,8 @@ def _look_at_step(loop: Loop) -> str | None:
         terms, entropies, batch = loop.differentiate()
         where = next((bad for pair in traces if (bad := first_bad_site(*pair)) is not None), None)
         where = where or first_bad_parameter(loop.parameters.names())
+        # where the row is on another process, only the sum of the gradients is bad on this one
+        where = min((w for w in loop.processes.gathered(where) if w), key=lambda w: "parameter" in w, default=None)
         if where is None:
             loop.update(terms, entropies, batch)
     return where or first_bad_parameter(loop.parameters.names())

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ from banel_pyro.training.callbacks import Callback, Callbacks, checked_callbacks
 from banel_pyro.training.captured import Capture, CapturedSteps, checked_capture
 from banel_pyro.training.drive import train
 from banel_pyro.training.interrupt import INTERRUPTED
+from banel_pyro.training.launch import floating_type, start
 from banel_pyro.training.loop import Loop
 from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, check_plateau
 from banel_pyro.training.options import (
@@ -66,6 +68,11 @@ def fit(
     dtype: torch.dtype | None = None,
     capture: Capture = "auto",
     steps_per_call: int = 1,
+    accelerator: str | None = None,
+    devices: int | str | Sequence[int] | None = None,
+    strategy: str | None = None,
+    precision: str | None = None,
+    num_nodes: int | None = None,
     seed: int | None = None,
     validation: Any = None,
     data_plate: str | None = None,
@@ -107,8 +114,17 @@ def fit(
             and stop the run.
         dtype: floating-point type of data, modules (cast in place) and all that is made in the run.
         capture: whether steps run as one compiled graph, without Pyro: True, False or ``"auto"``, which captures long
-            runs that can be. The same draws and the same numbers, to rounding; see :mod:`banel_pyro.capture`.
+            runs that can be. The same draws and the same numbers, to rounding; see :mod:`banel_pyro.capture`. More
+            than one process make eager steps.
         steps_per_call: captured steps that one call makes: for models so small that a call is most of a step.
+        accelerator: ``"cpu"``, ``"gpu"`` (or ``"cuda"``, ``"mps"``), or ``"auto"``, by default where any of the next
+            four is given. Data and parameters go there for the run, and are on the CPU afterwards.
+        devices: how many, which ones (``[1, 3]``), or ``"auto"`` for all that there are; each has a process, and a
+            step's rows are shared out to them. 1 by default.
+        strategy: ``"ddp"`` or ``"auto"``, which come to the same.
+        precision: ``"32-true"`` and ``"64-true"`` are ``dtype=`` by Lightning's names; ``"bf16-mixed"`` computes the
+            loss in bfloat16 where torch's autocast does, with parameters, gradients and evaluation in float32.
+        num_nodes: machines.
         seed: of everything drawn here; by default drawn from torch's generator, which is else left alone.
         validation: held-out rows; their untempered ELBO goes to the history as ``val_elbo``.
         data_plate: name of the plate over data points, found by its size if left out.
@@ -131,6 +147,7 @@ def fit(
 
     Raises:
         ValueError, TypeError: for bad input, before anything is trained.
+        ModuleNotFoundError: for devices, precision or processes without the extra ``fabric``.
         NonFiniteError: at NaN or inf, with step and site; the parameters are the last good ones.
         CaptureError: for ``capture=True``, if the steps cannot be captured.
         CollapseError: when the guide collapses, with site and figures.
@@ -139,23 +156,30 @@ def fit(
     split = data if isinstance(data, Split) else Split(data)
     objective, schedule = objective_and_schedule(objective, lam)
     factory, options = optimizer(optim, lr)
-    callbacks, dtype = checked_callbacks(callbacks), checked_dtype(dtype)
+    callbacks, dtype = checked_callbacks(callbacks), floating_type(precision, checked_dtype(dtype))
     capture, steps_per_call = checked_capture(capture), integer("steps_per_call", steps_per_call)
     clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
     folder = RunFolder.at(out, resume=resume)
-    seed = run_seed(seed, folder, resume=resume)
-    with fork_rng(seed), default_dtype(dtype):
+    processes = start(
+        accelerator=accelerator, devices=devices, strategy=strategy, precision=precision, num_nodes=num_nodes
+    )
+    seed = processes.on_first(partial(run_seed, seed, folder, resume=resume))
+    parameters = Parameters(model, guide, factory, options, scheduler(lr_scheduler))
+    with fork_rng(seed), default_dtype(dtype), processes.on_device(parameters):
         cast_modules(dtype, model, guide)
-        rows = cast_rows(as_rows(split.train), dtype)
-        held_out = cast_rows(as_rows(split.held_out if validation is None else validation, "validation"), dtype)
+        rows = processes.moved(cast_rows(as_rows(split.train), dtype))
+        held_out = as_rows(split.held_out if validation is None else validation, "validation")
+        held_out = processes.moved(cast_rows(held_out, dtype))
         batch_size = loader_batch_size(split.train) if batch_size is None else batch_size
         plan = Plan.make(
             rows, epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, log_every=log_every,
             validate_every=validate_every, checkpoint_every=checkpoint_every,
         )  # fmt: skip
         schedule = bind(schedule, plan.steps_per_epoch)
-        parameters = Parameters(model, guide, factory, options, scheduler(lr_scheduler))
-        checked = preflight(model, guide, split, rows, plan.batch_size or num_rows(rows), data_plate, parameters)
+        processes.check_rows(num_rows(rows), plan.batch_size, plan.batch_size or num_rows(rows))
+        with processes.sharing():
+            batch = processes.each(plan.batch_size or num_rows(rows))
+            checked = preflight(model, guide, split, rows, batch, data_plate, parameters)
         with fork_rng(seed):  # the run's own numbers do not depend on what is checked
             _check(model, guide, objective, extreme_lams(schedule, plan.steps), split, rows, held_out, plan, checked)
         parameters.cast(dtype)
@@ -165,14 +189,16 @@ def fit(
             "dtype": dtype_name(dtype), "default_dtype": dtype_name(torch.get_default_dtype()),
             "lr_scheduler": lr_scheduler and name_of(lr_scheduler), "capture": capture,
             "steps_per_call": steps_per_call,
-        }  # fmt: skip
+        } | processes.config  # fmt: skip
+        processes.check_alike(config)
+        processes.agree(parameters)
         loop = Loop(
             model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,
             steps=plan.steps, batch_size=plan.batch_size, accumulate=plan.accumulate, seed=seed,
             log_every=plan.log_every, validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm,
-            collapse=collapse,
+            collapse=collapse, processes=processes,
         )  # fmt: skip
-        if capture:
+        if capture and processes.count == 1:  # rows of several processes draw from generators that Python swaps
             loop.capture = CapturedSteps(capture, loop, steps_per_call=steps_per_call)
 
         def result() -> FitResult:
@@ -184,7 +210,8 @@ def fit(
 
         watchers = Callbacks(callbacks, loop, result)
         changed = train(loop, folder, config, plan.checkpoint_every, watchers, resume=resume, progress=progress)
-    if folder is not None and posterior_samples and changed and loop.stopped != INTERRUPTED:
+    rows, held_out = processes.moved(rows, home=True), processes.moved(held_out, home=True)
+    if folder is not None and posterior_samples and changed and processes.rank == 0 and loop.stopped != INTERRUPTED:
         _finish(result(), folder, posterior_samples)
     return result()
 

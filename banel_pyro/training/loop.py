@@ -20,6 +20,7 @@ from banel_pyro.terms import LossTerms, Weight
 from banel_pyro.training.captured import CapturedSteps
 from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
 from banel_pyro.training.parameters import Parameters
+from banel_pyro.training.processes import Processes
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __all__ = ["Loop"]
@@ -49,6 +50,7 @@ class Loop:
         clip_norm: largest gradient norm, or None.
         collapse: the collapse detector, or None.
         capture: whether its steps are captured; None for steps that are all eager.
+        processes: those that share the steps.
     """
 
     model: Any
@@ -70,6 +72,7 @@ class Loop:
     clip_norm: float | None = None
     collapse: CollapseDetector | None = None
     capture: CapturedSteps | None = None
+    processes: Processes = field(default_factory=Processes)
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -103,7 +106,8 @@ class Loop:
         epoch, position = divmod(self.step if step is None else step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
-        return self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]
+        index = self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]
+        return index.to(self.rows[0].device)
 
     def picked(self, index: Tensor | None) -> Rows:
         """Some rows, transformed."""
@@ -125,7 +129,7 @@ class Loop:
         if norm is None:
             norm = self.update(*self.differentiate())
         self.seconds += time.perf_counter() - start
-        if self.at_log_point:
+        if self.at_log_point or (self.processes.count > 1 and not self.is_finite):
             self._log(norm)
 
     def differentiate(self) -> tuple[LossTerms, dict[str, Tensor], int]:
@@ -137,26 +141,39 @@ class Loop:
     def gradients(self, index: Tensor | None, rows: Rows) -> tuple[LossTerms, dict[str, Tensor], int]:
         """Terms, entropies and number of some rows; leaves gradients at the parameters."""
         size = len(rows[0]) if rows else 1
-        if index is None or self.accumulate == 1:
-            return *self._differentiate(index, rows), size
-        batches = zip(*(column.split(self.batch_size) for column in (index, *rows)), strict=True)
-        parts = [self._differentiate(i, tuple(b), len(i) / size if self.plate.scaled else 1.0) for i, *b in batches]
+        with self.processes.noise(self.plate.name, self.seed, self.step):
+            parts = [self._differentiate(*part) for part in self._parts(index, rows, size)]
         terms, entropies = parts[0]
         for more, sites in parts[1:]:
             terms, entropies = terms + more, {site: entropies[site] + sites[site] for site in entropies}
-        return terms, entropies, size
+        return *self.processes.add_up_step(self.parameters, terms, entropies), size
+
+    def _parts(self, index: Tensor | None, rows: Rows, size: int) -> list[tuple[Tensor | None, Rows, float]]:
+        """The batches that this process computes of a step, each with its weight.
+
+        Totals that Pyro scales to all rows are averaged over the batches of a step, those that it does not scale add
+        up: either way they are what one batch of all the step's rows would give. A process that no row is left for
+        computes one without weight, so that every process has the same gradients and terms.
+        """
+        if self.processes.count == 1 and (index is None or self.accumulate == 1):
+            return [(index, rows, 1.0)]
+        index = torch.arange(size, device=rows[0].device) if index is None else index
+        found: list[tuple[Tensor | None, Rows, float]] = []
+        for part in self.processes.parts(size, self.processes.each(self.batch_size or size)):
+            count = part.stop - part.start
+            taken = part if count else slice(1)
+            weight = count / size if self.plate.scaled else float(count > 0)
+            found.append((index[taken], tuple(row[taken] for row in rows), weight))
+        return found
 
     def _differentiate(
         self, index: Tensor | None, rows: Rows, weight: float = 1.0
     ) -> tuple[LossTerms, dict[str, Tensor]]:
-        """Terms and entropies of one batch, times its weight in the step; adds to the gradients.
-
-        Totals that Pyro scales to all rows are averaged over the batches of a step, those that it does not scale add
-        up: either way they are what one batch of all the step's rows would give.
-        """
+        """Terms and entropies of one batch, times its weight in the step; adds to the gradients."""
         told = self.plate.rows(index)
         # one that has nothing to tell would cost every site a call
-        with told if told.scaled and index is not None else nullcontext(), self.parameters.watch():
+        telling = told if told.scaled and index is not None else nullcontext()
+        with telling, self.parameters.watch(), self.processes.autocast():
             loss, terms, entropies = self.objective.loss_and_terms(self.model, self.guide, *rows)
         if weight != 1.0:
             loss, terms = weight * loss, terms.map(lambda term: weight * term)
@@ -223,7 +240,7 @@ class Loop:
         self.last_terms = LossTerms(log_likelihood, kl, entropy, self.lam, penalty, elbo if self._whole else None)
         entropies = dict(zip(self._sites, values[5:], strict=True))
         row = self._row(self.last_terms, float(torch.as_tensor(norm)), entropies)
-        self.history.append(row | self._judge())
+        self.history.append(self.processes.on_first(lambda: row | self._judge()))
         if "val_elbo" in self.history[-1]:
             self.parameters.judge(self.history[-1]["val_elbo"])
         torch.as_tensor(self._meter).zero_()
@@ -301,7 +318,9 @@ class Loop:
         load_rng_state(state["rng"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.history = list(state["history"])
-        self._meter = None if state["meter"] is None else state["meter"].clone()
+        device = next((parameter.device for parameter in self.parameters.names().values()), None)
+        meter = state["meter"]
+        self._meter = None if meter is None else meter.to(device, copy=True)
         self._metered, (self._sites, self._whole), self.lam = state["metered"], state["recorded"], state["lam"]
         if self.capture is not None:  # its graphs work on the tensors that were
             self.capture.load(state["capture"])

@@ -58,6 +58,15 @@ class Parameters:
         """The parameters by name, unconstrained."""
         return {name: tensor for tensor, name in self._known.items()}
 
+    def trained(self) -> dict[str, Tensor]:
+        """Those that have gradients: without the decaying averages that Pyro keeps for baselines among parameters."""
+        return {name: tensor for tensor, name in self._known.items() if not name.startswith("__baseline_avg_")}
+
+    def running(self) -> list[Tensor]:
+        """What modules hold beside parameters and move themselves, such as the running means of BatchNorm."""
+        found = {id(b): b for m in (*self._modules, *self._buffers) for b in m.buffers() if b.is_floating_point()}
+        return list(found.values())
+
     # ---- finding and moving them ------------------------------------------------------------
 
     @contextmanager
@@ -134,6 +143,14 @@ class Parameters:
         for parameter in self._known:
             if dtype is not None and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+
+    @torch.no_grad()
+    def move(self, device: torch.device) -> None:
+        """Put modules and the param store on a device, in place."""
+        for module in (*self._modules, *self._buffers):
+            module.to(device)
+        for parameter in pyro.get_param_store()._params.values():
+            parameter.data = parameter.data.to(device)
 
     def judge(self, elbo: float) -> None:
         """Tell a scheduler that looks for a plateau the untempered ELBO of held-out rows, in nats."""
@@ -280,7 +297,7 @@ def _insert(store: Any, name: str, value: Tensor, constraint: Any) -> Tensor:
             f"parameter '{name}' first appears at a later step, with a constraint that is not one of torch's or Pyro's "
             "and was not saved. Make the parameter at the first step, or use a constraint of torch.distributions."
         )
-    parameter = nn.Parameter(value.clone())
+    parameter = nn.Parameter(value.to(torch.get_default_device(), copy=True))
     _put(store, name, parameter, constraint)
     return parameter
 
