@@ -43,14 +43,16 @@ def model(x: Tensor) -> None:
 
 # ---- the law: captured is eager ---------------------------------------------------------------------------------
 
-CAPTURED = [c for c in [*CASES, *FORM_CASES] if c.lam == "number" and c.form.__name__ != "BaNEL_TraceEnum_ELBO"][::2]
+CAPTURED = [case for case in [*CASES, *FORM_CASES] if case.lam == "number"][::3]
 
 
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 @pytest.mark.parametrize("case", CAPTURED, ids=str)
 def test_loss_and_gradient_of_the_graph_are_those_of_the_eager_step(case: Case, float64: torch.dtype) -> None:
     problem = case.build()
     parameters = list(problem.parameters().values())
     elbo = case.form(**case.options)
+    elbo.loss(problem.model, problem.guide)  # at which Pyro counts plates
 
     def body(lam: Tensor) -> list[Tensor]:
         elbo.lam = lam
@@ -71,7 +73,7 @@ def test_loss_and_gradient_of_the_graph_are_those_of_the_eager_step(case: Case, 
 
 
 def test_cases_of_the_law_take_each_axis() -> None:
-    assert len(CAPTURED) > 60
+    assert len(CAPTURED) > 50
     for axis in ("estimator", "guide", "particles", "subsampled", "scaled", "masked"):
         values = {getattr(case, axis) for case in CASES}
         assert {getattr(case, axis) for case in CAPTURED} == values, axis

@@ -134,6 +134,9 @@ PAIRS: dict[str, Callable[[], tuple[Any, Any, Options]]] = {
     "summed out": lambda: (
         mixture, AutoNormal(pyro.poutine.block(mixture, hide=["k"])), {"objective": BaNEL_TraceEnum_ELBO(0.1)},
     ),
+    "enumerated": lambda: (
+        flags, pyro.infer.config_enumerate(flags_guide, "parallel"), {"objective": BaNEL_TraceEnum_ELBO(0.1)},
+    ),
     "Rényi": lambda: (flags, flags_guide, {"objective": BaNEL_ELBO(-0.3, alpha=2.0)}),
     "SGD": lambda: (model, AutoNormal(model), {"optim": torch.optim.SGD, "lr": 1e-4}),
     "ClippedAdam": lambda: (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 import torch
+from opt_einsum import shared_intermediates  # type: ignore[import-untyped]
 from pyro.distributions.util import is_identically_zero
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.traceenum_elbo import _compute_model_factors
 from pyro.infer.util import Dice
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.einsum import contract
 from torch import Tensor
 
 from banel_pyro.entropy.enumerated import depends_on_values, enumerated_renyi, is_enumerated, marginal, ordinal_of
@@ -93,6 +96,35 @@ class EnumBound(Bound):
         return enumerated_renyi(densities, alpha, self.guide_trace) if closed is None else closed
 
 
+def expectation(dice: Any, costs: Mapping[frozenset[str], Sequence[Any]]) -> Tensor:
+    """The expected sum of some costs, each weighted by the probability of the values that it depends on.
+
+    Pyro's ``Dice.compute_expectation`` with one difference: where a probability is 0 the cost counts 0 by selection,
+    and not by a look at the values, which a captured step cannot take.
+
+    Args:
+        dice: Pyro's weights of values and draws.
+        costs: packed costs in nats, by ordinal (the plates that they lie in).
+    """
+    found: list[Tensor] = []
+    with shared_intermediates():
+        for ordinal, terms in costs.items():
+            factors = dice._get_log_factors(ordinal)
+            scale = math.exp(sum(factor for factor in factors if not isinstance(factor, Tensor)))
+            weights: list[Any] = [factor for factor in factors if isinstance(factor, Tensor)]
+            for cost in terms:
+                dims = cost._pyro_dims
+                inputs = ",".join([*(weight._pyro_dims for weight in weights), dims])
+                log_p = contract(f"{inputs}->{dims}", *weights, torch.zeros_like(cost), backend=_LOG)
+                p = log_p.exp()
+                found.append(scale * (p * torch.where(p > 0, cost, torch.zeros_like(cost))).sum())
+    return torch.as_tensor(sum(found[1:], found[0]))
+
+
+_LOG = "pyro.ops.einsum.torch_log"
+"""Products of densities, summed, in logarithms."""
+
+
 class EnumTotals(Totals):
     """The loss of Pyro's ``TraceEnum_ELBO``: each summand times the probability of the values that it depends on."""
 
@@ -130,7 +162,7 @@ class EnumTotals(Totals):
             cost: Any = weighted_sum(terms)
             cost._pyro_dims = dims
             costs.setdefault(ordinal, []).append(cost)
-        expected = torch.as_tensor(self._dice.compute_expectation(costs))
+        expected = expectation(self._dice, costs)
         return expected + total(fixed) if fixed else expected
 
     @cached_property
