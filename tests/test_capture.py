@@ -23,7 +23,7 @@ from banel_pyro.capture.flat import as_found, flat_graph, patched
 from banel_pyro.capture.optimizers import GraphOptimizer
 from banel_pyro.capture.products import replace_products
 from banel_pyro.seeding import fork_rng
-from tests.cases import CASES, FORM_CASES, Case
+from tests.cases import CASES, FORM_CASES, FORMS, Case
 
 X = torch.linspace(-1.0, 2.5, 8)
 
@@ -43,7 +43,7 @@ def model(x: Tensor) -> None:
 
 # ---- the law: captured is eager ---------------------------------------------------------------------------------
 
-CAPTURED = [case for case in [*CASES, *FORM_CASES] if case.lam == "number"][::3]
+CAPTURED = random.Random(1).sample([case for case in [*CASES, *FORM_CASES] if case.lam == "number"], 60)
 
 
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
@@ -73,7 +73,7 @@ def test_loss_and_gradient_of_the_graph_are_those_of_the_eager_step(case: Case, 
 
 
 def test_cases_of_the_law_take_each_axis() -> None:
-    assert len(CAPTURED) > 50
+    assert {case.form for case in CAPTURED} == set(FORMS)
     for axis in ("estimator", "guide", "particles", "subsampled", "scaled", "masked"):
         values = {getattr(case, axis) for case in CASES}
         assert {getattr(case, axis) for case in CAPTURED} == values, axis
