@@ -224,21 +224,21 @@ def test_updates_are_those_of_the_optimiser(make: Callable[[Any], torch.optim.Op
         optimizers[1].step()
         if time in (0, 4):  # of its own: the state is made, and taken over later
             if inside is not None:
-                inside.push()
+                inside.push(lost=0)
             optimizers[0].step()
             inside = GraphOptimizer(optimizers[0])
             inside.pull()
         else:
-            rates = [torch.tensor(rate) for rate in step.take_rates(optimizers[0])]
             assert inside is not None
+            assert inside.numbers(ahead=True) == inside.numbers(ahead=True)
             with torch.no_grad():
-                inside.update(rates, torch.tensor(True))
+                inside.update([torch.tensor(number) for number in inside.numbers()], torch.tensor(True))
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] *= 0.9
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     assert inside is not None
-    inside.push()
+    inside.push(lost=0)
     states = [optimizer.state_dict()["state"] for optimizer in optimizers]
     torch.testing.assert_close(states[0], states[1], rtol=1e-12, atol=1e-14)
 
@@ -253,8 +253,8 @@ def test_a_step_that_is_not_finite_moves_nothing() -> None:
     inside.pull()
     before = [w.detach().clone() for w in weights], [s["exp_avg"].clone() for s in optimizer.state.values()]
     with torch.no_grad():
-        inside.update([torch.tensor(0.1, dtype=torch.float64)], torch.tensor(False))
-    inside.push()
+        inside.update([torch.tensor(number) for number in inside.numbers()], torch.tensor(False))
+    inside.push(lost=1)
     assert all(bool((w == b).all()) for w, b in zip(weights, before[0], strict=True))
     assert all(bool((s["exp_avg"] == b).all()) for s, b in zip(optimizer.state.values(), before[1], strict=True))
     assert all(s["step"] == 1 for s in optimizer.state.values())
@@ -397,12 +397,16 @@ def test_without_a_compiler_it_says_so_once(no_compiler: None, caplog: pytest.Lo
     assert len([r for r in caplog.records if "no C++ compiler" in r.message]) == 1
 
 
-def test_the_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor import config
+def test_the_compiler_is_looked_for() -> None:
+    from torch._inductor import config, cpp_builder
 
     assert compiler.has_compiler()
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    assert not compiler.has_compiler()
+    try:
+        with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+            cpp_builder.get_cpp_compiler.cache_clear()
+            assert not compiler.has_compiler()
+    finally:
+        cpp_builder.get_cpp_compiler.cache_clear()
 
 
 def test_the_penalty_adds_pointwise_nodes_only() -> None:

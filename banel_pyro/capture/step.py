@@ -13,7 +13,7 @@ from banel_pyro.capture.check import check_same
 from banel_pyro.capture.compiler import compiled, has_compiler
 from banel_pyro.capture.effects import python_state, refuse_changes
 from banel_pyro.capture.flat import Body, as_found, flat_graph
-from banel_pyro.capture.optimizers import GraphOptimizer, baked_options, can_be_inside, take_rates
+from banel_pyro.capture.optimizers import GraphOptimizer, baked_options, can_be_inside
 from banel_pyro.capture.products import Products, replace_products
 
 __all__ = ["Captured", "Differentiate", "Step"]
@@ -21,7 +21,7 @@ __all__ = ["Captured", "Differentiate", "Step"]
 _log = logging.getLogger("banel_pyro")
 
 Step: TypeAlias = tuple[Sequence[Tensor], list[float], int]
-"""Tensors of a step; its numbers, scheduled ones and learning rates; how many of them are scheduled."""
+"""Tensors of a step; its numbers, scheduled ones and the optimiser's; how many of them are scheduled."""
 
 Differentiate: TypeAlias = Callable[..., tuple[Tensor, Sequence[Tensor]]]
 """From arguments to the loss and whatever else is to come out; leaves gradients at the parameters."""
@@ -40,34 +40,29 @@ def _clipped_norm(gradients: Sequence[Tensor], largest: float | None) -> Tensor:
 
 
 class _Graph:
-    """One graph, with the tensor that its scheduled numbers come in.
+    """One graph, with the eager step that it stands for.
 
     Args:
-        steps: example steps.
         device: where the parameters are.
     """
 
-    def __init__(self, steps: Sequence[Step], device: torch.device) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.body: Any = None
         self.flat: Any = None
         self.run: Any = None
         self.trained: list[Tensor] = []
-        size = sum(len(numbers) for _, numbers, _ in steps)
-        self.numbers = [torch.zeros(size, dtype=torch.float64, device=device)] if size else []
-        self._last: list[float] = []
+        self._device = device
 
     def inputs(self, steps: Sequence[Step]) -> list[Tensor]:
-        """What the graph is called with, the numbers in a tensor of their own."""
-        numbers = [number for _, numbers, _ in steps for number in numbers]
-        given = [self.numbers[0].new_tensor(numbers)] if numbers else []
-        return [tensor for tensors, *_ in steps for tensor in tensors] + given
-
-    def set_numbers(self, steps: Sequence[Step]) -> None:
-        """Set the numbers, if they are others than last time."""
-        numbers = steps[0][1] if len(steps) == 1 else [number for _, numbers, _ in steps for number in numbers]
-        if numbers != self._last:
-            self._last = numbers
-            self.numbers[0].copy_(torch.tensor(numbers, dtype=torch.float64))
+        """What the graph is called with, all numbers in one tensor."""
+        if len(steps) == 1:
+            tensors, numbers, _ = steps[0]
+        else:
+            tensors = [tensor for tensors, *_ in steps for tensor in tensors]
+            numbers = [number for _, numbers, _ in steps for number in numbers]
+        if not numbers:
+            return [*tensors]
+        return [*tensors, torch.tensor(numbers, dtype=torch.float64, device=self._device)]
 
 
 class Captured:
@@ -105,6 +100,7 @@ class Captured:
         self._graphs: dict[Any, _Graph] = {}
         self.products: Products = {}
         self._ahead, self._behind = False, True
+        self._issued, self._lost = 0, 0
         self._device = optimizer.param_groups[0]["params"][0].device
         self._done = torch.zeros((), dtype=torch.int64, device=self._device)
         self._bad = torch.full((), -1, dtype=torch.int64, device=self._device)
@@ -113,15 +109,18 @@ class Captured:
     # ---- running ----------------------------------------------------------------------------
 
     def step_of(self, tensors: Sequence[Tensor], numbers: Sequence[float], *, ahead: bool = False) -> Step:
-        """A step with its tensors, its scheduled numbers and the optimiser's learning rates.
+        """A step with its tensors, its scheduled numbers and those of the optimiser, which moves on.
 
         Args:
             tensors: rows, indices and the like.
             numbers: scheduled numbers.
-            ahead: whether it is only an example; otherwise an optimiser that moves its rate at each step does so.
+            ahead: whether it is only an example, and nothing moves.
         """
-        rates = [] if self._inside is None else take_rates(self._optimizer, ahead=ahead)
-        return tensors, [*numbers, *rates], len(numbers)
+        self._take_over()
+        if self._inside is None:
+            return tensors, list(numbers), len(numbers)
+        self._ahead = self._ahead or not ahead
+        return tensors, [*numbers, *self._inside.numbers(ahead=ahead)], len(numbers)
 
     def __call__(self, *steps: Step) -> Sequence[Tensor]:
         """Make some steps, in one call where a graph for as many was prepared.
@@ -140,16 +139,14 @@ class Captured:
             return [self(step) for step in steps][-1]
         if graph is None:
             graph = self.prepare(steps) if len(self._graphs) < GRAPHS else self._eager_graph(steps)
-        self._take_over()
-        self._ahead = True
-        graph.set_numbers(steps)
+        self._issued += len(steps)
         with torch.no_grad():
-            found = graph.run(*[t for tensors, *_ in steps for t in tensors], *graph.numbers)
+            found = graph.run(*graph.inputs(steps))
         return found if self._inside is not None else self._outside(found, graph)
 
     def _eager_graph(self, steps: Sequence[Step]) -> _Graph:
         """The eager step in the place of a graph: there are enough of those."""
-        graph = _Graph(steps, self._device)
+        graph = _Graph(self._device)
         graph.run = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
         return graph
 
@@ -178,7 +175,9 @@ class Captured:
     def push(self) -> None:
         """Tell the optimiser how many steps it has done: before somebody reads or uses it."""
         if self._ahead and self._inside is not None:
-            self._inside.push()
+            lost, bad = self._lost, self.bad
+            self._lost = 0 if bad is None else self._issued - bad
+            self._inside.push(lost=self._lost - lost)
         self._ahead = False
 
     def eager(self) -> None:
@@ -201,7 +200,7 @@ class Captured:
             CaptureError: if the step cannot be captured, or the graph is not the step.
         """
         self._take_over()
-        graph = _Graph(steps, self._device)
+        graph = _Graph(self._device)
         graph.body = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
         before = python_state(**self._watched)
         graph.run = graph.flat = flat_graph(graph.body, graph.inputs(steps))
@@ -266,7 +265,7 @@ class Captured:
 
         return body
 
-    def _one(self, inputs: Sequence[Tensor], rates: Sequence[Tensor], graph: _Graph) -> list[Tensor]:
+    def _one(self, inputs: Sequence[Tensor], update: Sequence[Tensor], graph: _Graph) -> list[Tensor]:
         with torch.enable_grad():
             loss, outputs = self._differentiate(*inputs)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -277,7 +276,7 @@ class Captured:
             self._done.add_(1)
             found = [norm, *outputs]
             if self._inside is not None:
-                self._inside.update(rates, finite)
+                self._inside.update(update, finite)
             else:
                 graph.trained = parameters
                 found += [p.grad for p in parameters]
