@@ -132,6 +132,7 @@ def products(args: argparse.Namespace, measured: Measured, images: torch.Tensor)
         "products_gflop_per_s": together,
         "best_product_gflop_per_s": alone,
         "share": [a / b for a, b in zip(reached, together, strict=True)],
+        "share_of_best": [a / b for a, b in zip(reached, alone, strict=True)],
     }
 
 
@@ -177,13 +178,13 @@ class Output:
 
 def measure_tables(args: argparse.Namespace, output: Output, images: torch.Tensor) -> tuple[Measured, list[Bar]]:
     """The tables asked for, said as they are made; the runs of steps, and the bars."""
-    measured, jobs, share = Measured(), {}, {}
+    measured, jobs, rates = Measured(), {}, {}
     for name in args.tables:
         output.say(f"## {name}")
         if name == "steps":
             measured, output.record[name], text = steps_table(args, images)
-            share = products(args, measured, images)
-            output.record["products"] = share
+            output.record["products"] = rates = products(args, measured, images)
+            text += "\n\n" + markdown.products_text(rates)
             picture.draw(measured.results, output.folder / "speed.png")
             text += "\n\n" + graphs.describe(graphs.vae_graphs())
         elif name == "job":
@@ -197,7 +198,7 @@ def measure_tables(args: argparse.Namespace, output: Output, images: torch.Tenso
             output.record[name], text = comparison_figures(compared), comparison_text(compared)
         output.say(text)
         output.write()  # a run that is stopped leaves what there is
-    return measured, bars(Found(measured.results, jobs, share.get("share", ())))
+    return measured, bars(Found(measured.results, jobs, rates))
 
 
 def main(args: argparse.Namespace) -> None:
@@ -253,7 +254,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(words)
     vars(args).update(inline=False, compiler=COMPILER, grown_rows=growth.ROWS, grown_sites=growth.SITES)
     if args.quick:
-        vars(args).update(QUICK)
+        vars(args).update(QUICK | ({} if args.problems is None else {"problems": args.problems}))
     for name, least in {"repeats": 1, "steps": 20, "epochs": 2, "rows": 1024, "calls": 1, "threads": 1}.items():
         if getattr(args, name) < least:
             parser.error(f"--{name} {getattr(args, name)}: expected {least} or more")

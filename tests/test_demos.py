@@ -115,7 +115,7 @@ def numbers_are_complete(printed: str) -> None:
     assert all(len(jobs) == 1 and len(jobs[0]["ends"]) == 2 for jobs in found["job"].values())
     assert [list(found["growth"][grows]) for grows in ("rows", "sites")] == [["512", "1024"], ["3", "6"]]
     assert len(found["products"]["share"]) == 1
-    assert len(found["bars"]) == 15
+    assert len(found["bars"]) == 16
     assert Path("runs/speed/speed.md").read_text() in printed
 
 

@@ -28,7 +28,22 @@ def steps_text(results: Results, base: str) -> str:
         ),
         "loss at the end, nats per datum": lambda runs, way: "{:.3f} ± {:.3f}".format(*final_loss(runs[way])),
     }
-    return "\n\n".join(_grid(results, cell, label) for label, cell in parts.items())
+    tables = [_grid(results, cell, label) for label, cell in parts.items()]
+    busy = [run.cpu / run.wall for runs in results.values() for way in runs.values() for run in way]
+    if busy:
+        tables.append(f"CPU time over all threads ÷ time, of a step of any way in any round: {spread(busy)}.")
+    return "\n\n".join(tables)
+
+
+def products_text(found: Mapping[str, Any]) -> str:
+    """How fast the captured step at batch 1024 is, and its matrix products by themselves."""
+    if not found:
+        return "The matrix products of the captured step at batch 1024 were not measured."
+    return (
+        f"Matrix products of a step of the MNIST VAE at batch 1024: {found['gflop']:.2f} GFLOP. GFLOP/s of the "
+        f"captured step: {spread(found['captured_gflop_per_s'])}; of its products alone, each by the best kernel: "
+        f"{spread(found['products_gflop_per_s'])}; of the best product: {spread(found['best_product_gflop_per_s'])}."
+    )
 
 
 def job_text(job: Mapping[str, Sequence[Mapping[str, Any]]], target: float, base: str) -> str:

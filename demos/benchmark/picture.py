@@ -14,8 +14,8 @@ LOOKS: dict[str, tuple[str, str]] = {
     "Pyro, one Adam": ("D", "#7f7f7f"),
     BY_HAND: ("v", "#D55E00"),
     BY_HAND_COMPILED: ("^", "#E69F00"),
-    UPDATE: ("<", "#009E73"),
-    RUN: (">", "#56B4E9"),
+    UPDATE: ("P", "#009E73"),
+    RUN: ("X", "#56B4E9"),
     EAGER: ("o", "#CC79A7"),
     CAPTURED: ("o", "#0072B2"),
 }
