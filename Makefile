@@ -24,7 +24,7 @@ lint: $(READY) ## Style, format and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY) ## Time training against plain Pyro, hand-written PyTorch and pythae (a quarter of an hour).
+bench: $(READY) ## Time training against Pyro, PyTorch by hand, NumPyro and pythae; writes runs/speed (an hour).
 	$(PINS) $(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python -m demos.speed
 

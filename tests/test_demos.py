@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from banel_pyro.report import plots
+from demos.benchmark.ways import JOB_WAYS, step_ways
+from demos.speed import QUICK
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demos"
 
@@ -28,7 +30,7 @@ DEMOS: dict[str, list[str]] = {
     "modes": ["--steps", "200", "--lams", "-1", "0.5", "--alphas", "0.5", "2", "--starts", "2"],
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
-    "speed": ["--quick", "--json", "runs/speed.json"],
+    "speed": ["--quick"],
     "tokens": [
         *("--steps", "120", "--seeds", "0", "1", "--weights", "1", "--alphas", "0.5"),
         *("--length", "8", "--particles", "32", "--texts", "100"),
@@ -44,6 +46,7 @@ PICTURES = {
     "lambda_curve": {"lambda_curve.png"},
     "modes": {"modes.png"},
     "quickstart": {"quickstart.png"},
+    "speed": {"speed.png"},
     "tokens": {"tokens.png"},
 }
 
@@ -100,14 +103,20 @@ def modes_survive_where_they_should(printed: str) -> None:
 
 
 def numbers_are_complete(printed: str) -> None:
-    """The JSON has the machine and every repeat of every way."""
-    found = json.loads(Path("runs/speed.json").read_text())
+    """The JSON has the machine and every repeat of every way, none of which failed; the page is what was printed."""
+    found = json.loads(Path("runs/speed/speed.json").read_text())
     assert found["machine"]["threads"] == 1
-    assert list(found["steps"]) == ["eight schools", "digits VAE", "MNIST, 32", "MNIST, 128", "MNIST, 1024"]
+    assert found["steps"].pop("left_out") == {}
+    assert list(found["steps"]) == QUICK["problems"]
     for ways in found["steps"].values():
-        assert list(ways) == ["PyTorch", "Pyro", "fit", "Pyro, 0.4", "fit, 0.4"]
+        assert list(ways) == list(step_ways())
         assert all(len(way["ms_per_step"]) == len(way["over_pyro"]) == 1 for way in ways.values())
-    assert all(len(way["s_per_epoch"]) == 1 for way in found["epochs"]["MNIST, 128"].values())
+    assert list(found["job"]) == list(JOB_WAYS)
+    assert all(len(jobs) == 1 and len(jobs[0]["ends"]) == 2 for jobs in found["job"].values())
+    assert [list(found["growth"][grows]) for grows in ("rows", "sites")] == [["512", "1024"], ["3", "6"]]
+    assert len(found["products"]["share"]) == 1
+    assert len(found["bars"]) == 16
+    assert Path("runs/speed/speed.md").read_text() in printed
 
 
 def policies_reach_the_optimum(printed: str) -> None:

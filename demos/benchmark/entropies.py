@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 from banel_pyro import BaNEL_TraceEnum_ELBO, BaNEL_TraceGraph_ELBO
 from banel_pyro.entropy import closed_form_entropy, renyi_entropy
-from demos.benchmark.timing import Call, Comparison, compare
+from demos.benchmark.comparison import Call, Comparison, compare
 from demos.benchmark.ways import LAM
 from models import data
 

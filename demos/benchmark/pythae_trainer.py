@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from banel_pyro import Pair
 from demos.benchmark.problems import Problem
+from demos.benchmark.timing import Watch
 from models import vae
 
 logging.getLogger("pythae.trainers.base_trainer.base_trainer").setLevel(logging.WARNING)
@@ -78,14 +79,14 @@ class QuietTrainer(BaseTrainer):
         """Nothing."""
 
 
-def train(problem: Problem, pair: Pair, seed: int, epochs: int) -> list[float]:
+def train(problem: Problem, pair: Pair, seed: int, watch: Watch) -> list[float]:
     """Train the networks of a VAE with pythae's `BaseTrainer`.
 
     Args:
         problem: Whose rows are grey images; the bits of a batch are drawn by the model.
         pair: Its pair, trained in place.
         seed: Of the trainer, which seeds everything from it.
-        epochs: Passes through the rows.
+        watch: The clock; its steps are whole passes through the rows.
 
     Returns:
         The loss of every step, in nats per image.
@@ -93,13 +94,19 @@ def train(problem: Problem, pair: Pair, seed: int, epochs: int) -> list[float]:
     (images,) = problem.rows
     losses: list[Tensor] = []
     model = BitsVAE(pair)
-    model.register_forward_hook(lambda module, inputs, output: losses.append(output.loss.detach()))
+
+    def look(module: nn.Module, inputs: Any, output: ModelOutput) -> None:
+        watch(len(losses))  # so many steps are done when this one begins
+        losses.append(output.loss.detach())
+
+    epochs = watch.lengths.long // problem.steps_per_epoch
     with TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         config = BaseTrainerConfig(
             output_dir=folder, num_epochs=epochs, per_device_train_batch_size=problem.batch_size,
             optimizer_cls="Adam", optimizer_params={"fused": True}, learning_rate=problem.lr, seed=seed, no_cuda=True,
         )  # fmt: skip
         trainer = QuietTrainer(model, BaseDataset(images, torch.zeros(len(images))), training_config=config)
-        losses.clear()  # the trainer has tried the model on a batch
+        model.register_forward_hook(look)  # not before: the trainer has tried the model on a batch
         trainer.train()
+    watch(len(losses))
     return torch.stack(losses).tolist()

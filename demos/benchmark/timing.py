@@ -1,43 +1,71 @@
-"""Taking times in interleaved rounds: a long run less a short one, or single calls; and the arithmetic of both."""
+"""Taking times of training in interleaved rounds, between two points of one run; and the arithmetic of it."""
 
 import gc
 import math
-import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import pyro
 
+from banel_pyro import Pair
 from demos.benchmark.problems import Problem
-from demos.benchmark.ways import Way
 
 STANDARD_ERRORS = 5.0
+LOG_EVERY = 100
+"""Steps between the log points of `fit` in a run of 10,000 steps or more."""
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long the two runs are that are subtracted.
+    """From which step to which one a run is timed.
 
     Args:
-        short: Steps of the short run.
-        long: Steps of the long run.
-        per: Steps of what is timed: 1, or those of an epoch.
+        short: Steps done before: set-up, compilation and the first steps do not count.
+        long: Steps in all.
+        log_every: Steps between log points; `short` is at one.
     """
 
     short: int
     long: int
-    per: int = 1
+    log_every: int
 
-    @property
-    def log_every(self) -> int:
-        """Steps between log points, the same in both runs: what `fit` does in a thousand steps, or in ten epochs."""
-        return max(1, self.per // 10 if self.per > 1 else min(10, self.long // 4))
+    @classmethod
+    def of(cls, steps: int) -> "Lengths":
+        """A run of this many steps, at least 4; all but those up to the first log point count."""
+        log_every = max(1, min(LOG_EVERY, steps // 4))
+        return cls(log_every, steps, log_every)
+
+
+@dataclass
+class Watch:
+    """The clock of one run, which every way shows the steps that it has done.
+
+    Args:
+        lengths: When to look at it.
+    """
+
+    lengths: Lengths
+    began: tuple[float, float] = field(default_factory=lambda: _now())
+    marks: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def __call__(self, step: int) -> None:
+        """Say that this many steps are done."""
+        if step in (self.lengths.short, self.lengths.long):
+            self.marks[step] = _now()
+
+
+def _now() -> tuple[float, float]:
+    """Wall clock and CPU time, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+Way = Callable[[Problem, Pair, int, Watch], list[float]]
+"""Trains; from problem, pair, seed and watch to losses in nats per datum: of every step, or of every log point."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,7 @@ class Time:
     """What one way took in one round.
 
     Args:
-        wall: Seconds of a call, step or epoch by the clock.
+        wall: Seconds of a call or step by the clock.
         cpu: The same in seconds of CPU time, over all threads.
     """
 
@@ -58,66 +86,86 @@ class Run(Time):
     """A time with what came before and what came out.
 
     Args:
-        start: Seconds before the first step.
-        losses: At the end of the long run, in nats per datum, means over the blocks between log points.
+        start: Seconds before the first step: set-up, tracing, compilation.
+        losses: At the end of the run, in nats per datum, means over the blocks between log points.
+        cold: Seconds before the first step in the round that does not count, with nothing compiled before.
     """
 
     start: float
     losses: list[float]
+    cold: float = math.nan
 
 
-@dataclass(frozen=True)
-class Table:
-    """The runs of each way for each problem.
-
-    Args:
-        unit: Of the times shown, and of what.
-        scale: How many of these units a second has.
-        base: The way that the others are compared with.
-        alike: Groups of ways that do the same work.
-        results: Runs by problem and way.
-        starts: Whether to show what comes before the first step.
-    """
-
-    unit: str
-    scale: float
-    base: str
-    alike: Sequence[Sequence[str]]
-    results: Mapping[str, Mapping[str, list[Run]]]
-    starts: bool = False
+Results = Mapping[str, Mapping[str, list[Run]]]
+"""Runs by problem and way; a way that a problem does not have is not there."""
 
 
 def measure(problem: Problem, way: Way, seed: int, lengths: Lengths) -> Run:
     """Time one way once."""
-    walls, cpus = [], []
-    for steps in (lengths.short, lengths.long):
-        pyro.set_rng_seed(seed)
-        pair = problem.factory()
-        with pyro.get_param_store().scope():
-            wall, cpu = time.perf_counter(), time.process_time()
-            losses = way(problem, pair, seed, steps, lengths.log_every)
-            walls.append(time.perf_counter() - wall)
-            cpus.append(time.process_time() - cpu)
-    wall, cpu = ((long - short) / (lengths.long - lengths.short) for short, long in (walls, cpus))
-    every = lengths.log_every
+    pyro.set_rng_seed(seed)
+    pair = problem.factory()
+    with pyro.get_param_store().scope():
+        watch = Watch(lengths)
+        losses = way(problem, pair, seed, watch)
+    (wall0, cpu0), (wall1, cpu1) = (watch.marks[step] for step in (lengths.short, lengths.long))
+    steps, every = lengths.long - lengths.short, lengths.log_every
+    wall, cpu = (wall1 - wall0) / steps, (cpu1 - cpu0) / steps
     if len(losses) == lengths.long:  # a loss for each step: average over the blocks that fit averages over
         losses = [statistics.fmean(losses[i : i + every]) for i in range(0, lengths.long, every)]
-    start = walls[0] - wall * lengths.short
-    return Run(wall * lengths.per, cpu * lengths.per, start, losses[-max(4, len(losses) // 4) :])
+    start = wall0 - watch.began[0] - wall * lengths.short
+    return Run(wall, cpu, start, losses[-max(4, len(losses) // 4) :])
+
+
+@dataclass
+class Measured:
+    """What came out of a table of runs.
+
+    Args:
+        results: The runs that count, by problem and way.
+        left_out: Why a way is not there, by problem and way.
+    """
+
+    results: dict[str, dict[str, list[Run]]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def fail(self, name: str, way: str, error: Exception) -> None:
+        """Leave a way out from now on."""
+        self.left_out.setdefault(name, {})[way] = f"{type(error).__name__}: {error}"
+        self.results[name].pop(way)
 
 
 def measure_all(
-    problem: Problem, ways: Mapping[str, Way], lengths: Lengths, *, repeats: int, seed: int
-) -> dict[str, list[Run]]:
-    """The runs of every way; a first round, which also warms up the machine, does not count."""
-    runs: dict[str, list[Run]] = {way: [] for way in ways}
+    problems: Mapping[str, Problem], ways: Mapping[str, Way], steps: int, *, repeats: int, seed: int
+) -> Measured:
+    """The runs of every way for every problem, in rounds.
+
+    A first round, which also warms up the machine and what compilers keep, does not count. A way that raises is left
+    out, with the reason.
+
+    Args:
+        problems: The problems by name.
+        ways: The ways by name.
+        steps: Of a run, times the problem's share.
+        repeats: Rounds that count.
+        seed: Of the first round.
+    """
+    found = Measured({name: {way: [] for way in ways} for name in problems})
     for repeat in range(repeats + 1):
-        gc.collect()  # leave no rubbish of others to the first way
-        for name, way in ways.items():
-            run = measure(problem, way, seed + repeat, lengths)
-            if repeat > 0:
-                runs[name].append(run)
-    return runs
+        for name, problem in problems.items():
+            gc.collect()  # leave no rubbish of others to the first way
+            print(f"round {repeat} of {repeats}: {name}", file=sys.stderr)
+            lengths = Lengths.of(max(20, round(steps * problem.share)))
+            for way in list(found.results[name]):
+                try:
+                    run = measure(problem, ways[way], seed + repeat, lengths)
+                except Exception as error:  # what one way cannot do is no reason to lose the others
+                    found.fail(name, way, error)
+                else:
+                    found.results[name][way].append(run)
+    for runs in found.results.values():
+        for way, (first, *counted) in runs.items():
+            runs[way] = [replace(run, cold=first.start) for run in counted]
+    return found
 
 
 def noise_variance(values: Sequence[float]) -> float:
@@ -126,20 +174,31 @@ def noise_variance(values: Sequence[float]) -> float:
 
 
 def final_loss(runs: list[Run]) -> tuple[float, float]:
-    """Mean of the last losses, and its standard error from the scatter of their blocks around a trend."""
-    variances = [noise_variance(run.losses) / len(run.losses) for run in runs]
-    return statistics.fmean(statistics.fmean(run.losses) for run in runs), math.sqrt(sum(variances)) / len(runs)
+    """Mean of the last losses, and its standard error.
+
+    The error is the larger one of what the scatter of the blocks around a trend says, and the scatter of the runs.
+    """
+    means = [statistics.fmean(run.losses) for run in runs]
+    within = math.sqrt(sum(noise_variance(run.losses) / len(run.losses) for run in runs)) / len(runs)
+    mean = statistics.fmean(means)
+    if len(runs) == 1 or not math.isfinite(mean):
+        return mean, within
+    between = statistics.stdev(means) / math.sqrt(len(runs))
+    return mean, max(within, between)
 
 
-def check_losses(name: str, runs: Mapping[str, list[Run]], alike: Iterable[Sequence[str]]) -> None:
-    """Stop if ways to do the same end at different losses."""
-    for first, *others in alike:
+def unlike(name: str, runs: Mapping[str, list[Run]], alike: Iterable[Sequence[str]]) -> list[str]:
+    """What is wrong with the losses of ways that do the same: those that end at different ones, as sentences."""
+    found = []
+    for group in alike:
+        first, *others = [way for way in group if way in runs] or [""]
         for way in others:
             (a, error_a), (b, error_b) = final_loss(runs[way]), final_loss(runs[first])
-            if abs(a - b) > STANDARD_ERRORS * math.hypot(error_a, error_b):
-                sys.exit(
+            if not abs(a - b) <= STANDARD_ERRORS * math.hypot(error_a, error_b):
+                found.append(
                     f"{name}: '{way}' ends at a loss of {a:.4f} ± {error_a:.4f}, '{first}' at {b:.4f} ± {error_b:.4f}."
                 )
+    return found
 
 
 def ratios(runs: Mapping[str, Sequence[Time]], way: str, base: str, clock: str = "wall") -> list[float]:
@@ -147,154 +206,20 @@ def ratios(runs: Mapping[str, Sequence[Time]], way: str, base: str, clock: str =
     return [getattr(a, clock) / getattr(b, clock) for a, b in zip(runs[way], runs[base], strict=True)]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, smallest and largest."""
-    median, least, most = (
-        f"{v:.2f}" if abs(v) < 10 else f"{v:.1f}" for v in (statistics.median(values), min(values), max(values))
-    )
-    return f"{median} [{least}, {most}]"
-
-
-def print_table(table: Table) -> None:
-    """Problems below each other, ways beside each other."""
-    ways = list(next(iter(table.results.values())))
-    print(f"{'':33s}" + "".join(f"{way:>21s}" for way in ways))
-    for name, runs in table.results.items():
-        losses = [final_loss(found) for found in runs.values()]
-        lines = {
-            table.unit: [spread([table.scale * run.wall for run in found]) for found in runs.values()],
-            f"over {table.base}": [spread(ratios(runs, way, table.base)) for way in ways],
-            "final loss": [f"{loss:.3f} ± {error:.3f}" for loss, error in losses],
-        }
-        if table.starts:
-            lines["s to start"] = [spread([run.start for run in found]) for found in runs.values()]
-        for i, (label, cells) in enumerate(lines.items()):
-            print(f"{name if i == 0 else '':15s}{label:18s}" + "".join(f"{cell:>21s}" for cell in cells))
-
-
-def figures(table: Table) -> dict[str, dict[str, dict[str, Any]]]:
+def figures(results: Results, base: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Every round of every way, for JSON, by problem and way."""
-    unit, _, thing = table.unit.split()
-    key = f"{unit}_per_{thing}"
 
     def of_way(runs: Mapping[str, list[Run]], way: str) -> dict[str, Any]:
         loss, error = final_loss(runs[way])
         return {
-            key: [table.scale * run.wall for run in runs[way]],
-            f"cpu_{key}": [table.scale * run.cpu for run in runs[way]],
-            "over_pyro": ratios(runs, way, table.base),
-            "cpu_over_pyro": ratios(runs, way, table.base, "cpu"),
+            "ms_per_step": [1e3 * run.wall for run in runs[way]],
+            "cpu_ms_per_step": [1e3 * run.cpu for run in runs[way]],
+            "over_pyro": ratios(runs, way, base),
+            "cpu_over_pyro": ratios(runs, way, base, "cpu"),
             "s_to_start": [run.start for run in runs[way]],
+            "s_to_start_cold": runs[way][0].cold,
             "final_loss": loss,
             "final_loss_stderr": error,
         }
 
-    return {name: {way: of_way(runs, way) for way in runs} for name, runs in table.results.items()}
-
-
-# Single calls.
-Call = Callable[[], object]
-CallWay = Callable[[], AbstractContextManager[Call]]
-"""Prepares a call, which is not timed, and hands it out."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The times of each way's calls for each subject, and how much more than the base they may take.
-
-    Args:
-        unit: Of the times shown, and of what.
-        scale: How many of these units a second has.
-        base: The way that the others are compared with.
-        bars: Largest ratios asked for; ways without one are shown only.
-        results: Times of the rounds by subject and way.
-        without_bar: Subjects that are shown only.
-    """
-
-    unit: str
-    scale: float
-    base: str
-    bars: Mapping[str, float]
-    results: Mapping[str, Mapping[str, list[Time]]]
-    without_bar: Sequence[str] = ()
-
-    def over(self, clock: str = "cpu") -> dict[tuple[str, str], float]:
-        """The ratios above their bar, medians over rounds, by subject and way."""
-        medians = {
-            (name, way): statistics.median(ratios(runs, way, self.base, clock))
-            for name, runs in self.results.items()
-            for way in self.bars
-            if name not in self.without_bar
-        }
-        return {key: ratio for key, ratio in medians.items() if ratio > self.bars[key[1]]}
-
-
-def compare(ways: Mapping[str, CallWay], *, repeats: int, calls: int) -> dict[str, list[Time]]:
-    """Time single calls of all ways in turn; the median over the calls of a round is its time.
-
-    The median leaves out the calls that the machine interrupted. Each turn has an order of its own, since the way
-    before leaves caches and free memory to the next. A first round, which warms up the machine, does not count.
-    """
-    times: dict[str, list[Time]] = {way: [] for way in ways}
-    shuffled = random.Random(0)
-    for repeat in range(repeats + 1):
-        found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        for _ in range(calls):
-            for name in shuffled.sample(list(ways), len(ways)):
-                found[name].append(_timed(ways[name]))
-        for name, pairs in found.items():
-            if repeat > 0:
-                times[name].append(Time(*(statistics.median(clock) for clock in zip(*pairs, strict=True))))
-    return times
-
-
-def _timed(way: CallWay) -> tuple[float, float]:
-    """Seconds of a call by the clock, and of CPU time."""
-    with way() as call:
-        cpu, wall = time.process_time(), time.perf_counter()
-        call()
-        wall = time.perf_counter() - wall
-        return wall, time.process_time() - cpu
-
-
-def print_comparison(table: Comparison) -> None:
-    """Subjects below each other, ways beside each other; then what is above its bar."""
-    ways = list(next(iter(table.results.values())))
-    bars = {way: f"bar {table.bars[way]:.2f}" if way in table.bars else "" for way in ways}
-    print(f"{'':47s}" + "".join(f"{way:>23s}" for way in ways))
-    print(f"{'':47s}" + "".join(f"{bar:>23s}" for bar in bars.values()))
-    for name, runs in table.results.items():
-        lines = {
-            table.unit: [spread([table.scale * time.wall for time in found]) for found in runs.values()],
-            f"over {table.base}": [spread(ratios(runs, way, table.base)) for way in ways],
-            "by CPU time": [spread(ratios(runs, way, table.base, "cpu")) for way in ways],
-        }
-        for i, (label, cells) in enumerate(lines.items()):
-            print(f"{name if i == 0 else '':34s}{label:13s}" + "".join(f"{cell:>23s}" for cell in cells))
-    print()
-    over = table.over()
-    for (name, way), ratio in over.items():
-        print(
-            f"{name}: '{way}' takes {ratio:.2f} of the CPU time of '{table.base}', above its bar {table.bars[way]:.2f}."
-        )
-    if not over:
-        print("By CPU time, every ratio is within its bar.")
-
-
-def comparison_figures(table: Comparison) -> dict[str, dict[str, dict[str, Any]]]:
-    """Every round of every way, for JSON, by subject and way."""
-    unit, _, thing = table.unit.replace("µ", "u").split()
-    over = table.over()
-
-    def barred(name: str, way: str) -> bool:
-        return way in table.bars and name not in table.without_bar
-
-    def of_way(name: str, runs: Mapping[str, list[Time]], way: str) -> dict[str, Any]:
-        return {
-            f"{unit}_per_{thing}": [table.scale * time.wall for time in runs[way]],
-            f"cpu_{unit}_per_{thing}": [table.scale * time.cpu for time in runs[way]],
-            f"over_{table.base.lower()}": ratios(runs, way, table.base),
-            f"cpu_over_{table.base.lower()}": ratios(runs, way, table.base, "cpu"),
-        } | ({"bar": table.bars[way], "within_bar": (name, way) not in over} if barred(name, way) else {})
-
-    return {name: {way: of_way(name, runs, way) for way in runs} for name, runs in table.results.items()}
+    return {name: {way: of_way(runs, way) for way in runs} for name, runs in results.items()}
