@@ -1,15 +1,19 @@
 """The laws that objectives are held to, each stated once. Every check raises AssertionError."""
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceGraph_ELBO
+from pyro.infer.autoguide import AutoNormal
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from banel_pyro import CaptureError, Linear, fit
 from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceGraph_ELBO
 from tests.cases import Case, Problem, X
 
@@ -204,6 +208,43 @@ def law_child_entropy_reaches_the_parent(form: type = BaNEL_ELBO, draws: int = 5
     (slope,) = torch.autograd.grad(exact(parameters), list(parameters.values()))
     elbo = form(lam={"z": lam}, max_plate_nesting=0)
     assert_mean([gradients(elbo, problem, parameters)[1][0] for _ in range(draws)], slope)
+
+
+# ---- L15: captured steps --------------------------------------------------------------------------------------
+
+
+def law_captured_run_is_the_eager_one(randomness: bool = False) -> None:
+    """The same history, under a schedule of lambda and on minibatches; what a graph cannot hold is refused."""
+
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", pyro.distributions.Normal(0.0, 3.0))
+        scale = 1.0 + random.random() if randomness else 1.0
+        with pyro.plate("data", 20):
+            pyro.sample("x", pyro.distributions.Normal(mean, scale), obs=x)
+
+    x, options = torch.linspace(-1.0, 2.5, 20), {"lam": Linear(0.0, 0.8, over=30), "lr": 0.05, "collapse": None}
+    options |= {"steps": 40, "batch_size": 5, "seed": 1, "log_every": 5, "progress": False}
+    found = []
+    for capture in (False, True):
+        uncompiled = mock.patch("banel_pyro.capture.step.has_compiler", return_value=False)
+        with pyro.get_param_store().scope(), uncompiled:
+            try:
+                result = fit(model, AutoNormal(model), x, capture=capture, **options)
+            except CaptureError as error:
+                if randomness:
+                    raise
+                raise AssertionError("it was not captured") from error
+        found.append(torch.tensor(result.history[["loss", "entropy", "grad_norm"]].to_numpy()))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+def law_captured_randomness_is_refused() -> None:
+    """A step that draws from Python's generator raises."""
+    try:
+        law_captured_run_is_the_eager_one(randomness=True)
+    except CaptureError:
+        return
+    raise AssertionError("it was captured")
 
 
 # ---- L6: the entry points agree -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from banel_pyro.capture import flat, optimizers, step
 from banel_pyro.entropy import enumerated, joint
 from banel_pyro.entropy import shannon as entropy_module
 from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceEnum_ELBO, BaNEL_TraceGraph_ELBO, banel, graph
@@ -16,6 +17,7 @@ from banel_pyro.objectives import enum as enum_form
 from banel_pyro.objectives import trace as trace_form
 from banel_pyro.objectives.trace import Costs
 from banel_pyro.terms import Summand
+from banel_pyro.training import captured
 from tests import laws
 from tests.cases import CASES, Case
 from tests.test_forms import test_loss_and_gradient_of_dependent_sites as dependent_sites
@@ -195,6 +197,38 @@ def rows_unweighted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(enum_form, "marginal", lambda summand, trace: summand.value[-1])
 
 
+# ---- captured steps -----------------------------------------------------------------------------------------------
+
+
+def first_lam_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """A captured step has the λ with which it was traced."""
+    original = captured._Graphs.step
+    patch.setattr(captured._Graphs, "step", lambda self, index, lam, **options: original(self, index, 0.02, **options))
+
+
+def first_rows_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """A captured step has the rows of the first one."""
+    original = captured._Graphs.step
+    rows = torch.arange(5)
+    patch.setattr(captured._Graphs, "step", lambda self, index, lam, **options: original(self, rows, lam, **options))
+
+
+def optimiser_at_its_second_step(patch: pytest.MonkeyPatch) -> None:
+    """The bias corrections of a captured Adam stay those of its first captured step."""
+    original = optimizers.GraphOptimizer.numbers
+    patch.setattr(optimizers.GraphOptimizer, "numbers", lambda self, ahead=False: original(self, ahead=True))
+
+
+def unchecked(patch: pytest.MonkeyPatch) -> None:
+    """Nothing holds the graph against the eager step."""
+    patch.setattr(step, "check_same", lambda *args: None)
+
+
+def effects_dropped(patch: pytest.MonkeyPatch) -> None:
+    """What a step writes in place, and nobody reads in it, is taken out of the graph."""
+    patch.setattr(flat, "_is_effect", lambda node: node.op in ("placeholder", "output"))
+
+
 def _pick(**wanted: Any) -> Case:
     return next(case for case in CASES if all(getattr(case, name) == value for name, value in wanted.items()))
 
@@ -251,5 +285,10 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "enumeration unscaled": (enumeration_unscaled, partial(batches, BaNEL_TraceEnum_ELBO, 0.5, False, True)),
     "values unweighted": (values_unweighted, partial(dependent_sites, BaNEL_TraceEnum_ELBO, 0.5, 1.0)),
     "values unweighted in the rows": (rows_unweighted, exact_rows),
+    "captured: the first λ for ever": (first_lam_for_ever, laws.law_captured_run_is_the_eager_one),
+    "captured: the first rows for ever": (first_rows_for_ever, laws.law_captured_run_is_the_eager_one),
+    "captured: Adam stays at its second step": (optimiser_at_its_second_step, laws.law_captured_run_is_the_eager_one),
+    "captured: unchecked": (unchecked, laws.law_captured_randomness_is_refused),
+    "captured: effects dropped": (effects_dropped, laws.law_captured_run_is_the_eager_one),
 }
 """Each mutant, and the law that must notice it."""
