@@ -323,6 +323,25 @@ def test_other_shapes_get_graphs_of_their_own_and_then_the_eager_step(
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
+def test_tensors_of_another_type_or_layout_get_a_graph_of_their_own() -> None:
+    """Compiled code reads memory as it lay when it was compiled."""
+
+    def wide(x: Tensor) -> None:
+        pyro.sample("x", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 3.0)), 1.0).expand([4, 4]).to_event(2), obs=x)
+
+    x = torch.arange(16.0).reshape(4, 4)
+    found = []
+    for eager in (False, True):
+        with pyro.get_param_store().scope(), fork_rng(0):
+            svi = CapturedSVI(BaNEL_ELBO(), wide, AutoNormal(wide), lr=0.1)
+            for batch in (x, x, x.t(), x.double(), x.t()):
+                if eager:
+                    svi._captured = None
+                terms = svi.step(batch)
+            found.append(float(terms.loss))  # type: ignore[union-attr]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_a_loop_of_ones_own_hears_of_what_is_not_finite(no_compiler: None) -> None:
     svi = CapturedSVI(BaNEL_ELBO(), model, AutoNormal(model), lr=0.1)
     for _ in range(3):

@@ -286,8 +286,8 @@ class Captured:
 
     def _key(self, steps: Sequence[Step]) -> Any:
         tensors, _, scheduled = steps[0]
-        shapes = tuple([tensor.shape for tensor in tensors])
-        return len(steps), scheduled, shapes, baked_options(self._optimizer) if self._options_change else None
+        kinds = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+        return len(steps), scheduled, kinds, baked_options(self._optimizer) if self._options_change else None
 
 
 def _turned(steps: Sequence[Step]) -> list[Step]:

@@ -59,6 +59,8 @@ class CapturedSteps:
         mode: True, or ``"auto"``.
         loop: the run.
         steps_per_call: steps that one call into a graph makes.
+
+    ``seconds`` is how long it took to make the graphs.
     """
 
     def __init__(self, mode: Capture, loop: Loop, *, steps_per_call: int = 1) -> None:
@@ -69,6 +71,7 @@ class CapturedSteps:
         self._transform_inside = True
         self._graphs: _Graphs | None = None
         self._clock: list[float] = []
+        self.seconds = 0.0
         self._log_points = 0
         self._verified: dict[str, Any] | None = None
 
@@ -186,8 +189,12 @@ class CapturedSteps:
     def _prepare(self, rows: int) -> None:
         """Make the graphs for steps of so many rows; what cannot be captured is eager from now on."""
         graphs: Any = self._graphs
+        start = time.perf_counter()
         try:
             graphs.prepare(rows, {1, self._per_call})
+            seconds = time.perf_counter() - start
+            self.seconds += seconds
+            _log.info("captured a step of %s rows in %.1f s", rows or "all", seconds)
         except CaptureError as error:
             if self._transform_inside and self._loop.transform is not None:
                 self._transform_inside = graphs.transform_inside = False
@@ -269,7 +276,6 @@ class _Graphs:
 
     def prepare(self, rows: int, counts: set[int]) -> None:
         """Make the graphs for the loop's next step, which sees so many rows, and for several such steps in one."""
-        start = time.perf_counter()
         try:
             steps = self._examples()
             for count in counts:
@@ -278,7 +284,6 @@ class _Graphs:
             self._loop.objective.lam = self._loop.lam
             self.captured.eager()
         self.made.add(rows)
-        _log.info("captured a step of %s rows in %.1f s", rows or "all", time.perf_counter() - start)
 
     @property
     def has_next(self) -> bool:

@@ -78,7 +78,7 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
                 most = 1 if callbacks.watch_steps else checkpoint_every - loop.step % checkpoint_every
                 _advance(loop, most, lambda: interrupt.asked)
                 if loop.at_log_point and loop.history:  # none after a run has gone back to its start
-                    bar.update(loop.step, loop.history[-1])
+                    bar.update(loop.step, loop.history[-1], loop.capture.seconds if loop.capture else 0.0)
                 reason = callbacks.after_step()
             loop.stopped = INTERRUPTED if _asked(loop, interrupt) else reason if loop.step < loop.steps else None
             if loop.step % checkpoint_every == 0 or loop.step == loop.steps or loop.stopped:

@@ -99,11 +99,11 @@ class Loop:
         """Rows that a step sees, in one batch or in several; None for all."""
         return None if self.batch_size is None else self.batch_size * self.accumulate
 
-    def index(self, step: int | None = None) -> Tensor | None:
-        """Indices of the rows of a step (by default the current one); None for all."""
+    def index(self) -> Tensor | None:
+        """Indices of the rows of the current step; None for all."""
         if not self.rows or self.rows_per_step is None:
             return None
-        epoch, position = divmod(self.step if step is None else step, self.steps_per_epoch)
+        epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self.rows[0]), self.seed, epoch))
         index = self._order[1][position * self.rows_per_step : (position + 1) * self.rows_per_step]

@@ -37,11 +37,12 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, row: Mapping[str, Any]) -> None:
-        """Show a row of the history."""
+    def update(self, step: int, row: Mapping[str, Any], captured: float = 0.0) -> None:
+        """Show a row of the history, and how many seconds it took to capture the step, if it is."""
         sites = [f"{name[4:-1]}={value:.3g}" for name, value in row.items() if name.startswith("lam[")]
         lam = " ".join(sites) or f"{row['lam']:.3g}"
         terms = f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f}  entropy {row['entropy']:.2f}  lam {lam}"
+        terms += f"  captured in {captured:.0f} s" if captured else ""
         if self._bar is not None:
             self._bar.show(step, terms)
 
