@@ -25,8 +25,6 @@ from banel_pyro import (
     fit,
 )
 
-torch.set_default_dtype(torch.float64)
-
 SIZES = {"shares differ": (7, 4), "a share is empty": (5, 4), "all rows": (7, None), "accumulated": (11, 3)}
 """Rows of data and of a batch: the last of an epoch has 3 rows, 1 row and 7, of 2 processes; 6 and 5 in two batches."""
 
@@ -346,6 +344,7 @@ def plain(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    torch.set_default_dtype(torch.float64)
     folder = Path(sys.argv[2])
     found = {"everything": everything, "failing": failing, "plain": plain}[sys.argv[1]](folder)
     torch.save(found, folder / f"found{os.environ.get('LOCAL_RANK', 0)}.pt")

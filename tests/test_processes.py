@@ -38,13 +38,11 @@ def run(*command: Any, timeout: float = 90) -> "subprocess.CompletedProcess[str]
 @pytest.fixture(scope="module")
 def script() -> Any:
     """The script, for what one process makes of the same."""
-    default = torch.get_default_dtype()
     spec = spec_from_file_location("processes_script", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    torch.set_default_dtype(default)
     return module
 
 
