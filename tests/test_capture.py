@@ -416,6 +416,16 @@ def test_without_a_compiler_it_says_so_once(no_compiler: None, caplog: pytest.Lo
     assert len([r for r in caplog.records if "no C++ compiler" in r.message]) == 1
 
 
+def test_a_graph_that_takes_too_long_to_compile_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(step, "MOST_NODES", 100)
+    monkeypatch.setattr(step, "compiled", None)  # is not called
+    with caplog.at_level("INFO", "banel_pyro"):
+        assert losses_of(BaNEL_ELBO()) == pytest.approx(losses_of(BaNEL_ELBO(), eager=True), rel=1e-5)
+    assert "takes too long to compile" in caplog.text
+
+
 def test_the_compiler_is_looked_for() -> None:
     from torch._inductor import config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -69,7 +70,8 @@ class Captured:
     """A training step as graphs, one for each shape of its arguments, that work on the live tensors.
 
     A step is: gradients, their norm, the optimiser. A step whose loss or gradient is not finite leaves parameters and
-    optimiser as they are, and so do all after it; :attr:`bad` says which it was.
+    optimiser as they are, and so do all after it; :attr:`bad` says which it was. ``patience`` is how many seconds a
+    graph may take to compile, as far as its size tells; a larger one runs operation by operation.
 
     Args:
         differentiate: from tensors and scheduled numbers (0-dim float64 tensors) to the loss and what else is to
@@ -105,6 +107,7 @@ class Captured:
         self._done = torch.zeros((), dtype=torch.int64, device=self._device)
         self._bad = torch.full((), -1, dtype=torch.int64, device=self._device)
         self._compile, self._options_change = compile, options_change and self._inside is not None
+        self.patience = math.inf
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -217,6 +220,10 @@ class Captured:
         if not has_compiler():
             _say_once("no C++ compiler was found: captured steps run operation by operation. Install g++ or clang.")
             return False
+        size = len(graph.flat.module.graph.nodes)
+        if size > MOST_NODES or size * SECONDS_PER_NODE > self.patience:
+            _log.info("a graph of %d operations takes too long to compile: it runs operation by operation", size)
+            return False
         try:
             replace_products(graph.flat.module, [*graph.inputs(steps), *graph.flat.held], self.products)
             graph.run = compiled(graph.flat, graph.inputs(steps))
@@ -295,6 +302,10 @@ def _turned(steps: Sequence[Step]) -> list[Step]:
     return [([t.roll(1, 0) if t.dim() else t for t in tensors], numbers, n) for tensors, numbers, n in steps]
 
 
+MOST_NODES = 20_000
+"""Operations of a graph that is compiled: some minutes of compiling."""
+SECONDS_PER_NODE = 0.01
+"""Seconds of compiling for an operation, on one core, when nothing is cached."""
 GRAPHS = 8
 """Graphs that one step may have; for further shapes, or options of the optimiser, the eager step is made."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -68,6 +69,7 @@ class CapturedSteps:
         self._on: bool | None = True if mode is True else None
         self._sizes: dict[int, bool] = {}
         self._products: Products = {}
+        self._patience = math.inf
         self._transform_inside = True
         self._graphs: _Graphs | None = None
         self._clock: list[float] = []
@@ -93,6 +95,7 @@ class CapturedSteps:
             "on": self._on,
             "sizes": dict(self._sizes),
             "products": dict(self._products),
+            "patience": self._patience,
             "transform_inside": self._transform_inside,
         }
 
@@ -103,6 +106,7 @@ class CapturedSteps:
             self._on = state["on"] if self._mode == "auto" else True
             self._sizes, self._products = dict(state["sizes"]), dict(state["products"])
             self._transform_inside = state["transform_inside"]
+            self._patience = state["patience"] if self._mode == "auto" else math.inf
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -159,6 +163,7 @@ class CapturedSteps:
         if self._graphs is None:
             self._graphs = _Graphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
             self._graphs.captured.products = self._products
+            self._graphs.captured.patience = self._patience
             self._verified = self._verified or loop.good
         return True
 
@@ -167,8 +172,8 @@ class CapturedSteps:
         self._clock.append(time.perf_counter())
         if len(self._clock) <= TIMED:
             return False
-        seconds = min(b - a for a, b in pairwise(self._clock))
-        self._on = seconds * (self._loop.steps - self._loop.step) > WORTH_IT
+        ahead = min(b - a for a, b in pairwise(self._clock)) * (self._loop.steps - self._loop.step)
+        self._on, self._patience = ahead > WORTH_IT, ahead / 2
         return self._on
 
     def _has_graph(self, rows: int) -> bool:
