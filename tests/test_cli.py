@@ -414,3 +414,16 @@ def test_a_run_in_float64(folder: Path) -> None:
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(NameError):
         main(["fit", "pairs:broken", "--out", "runs", "--debug"])
+
+
+def test_steps_are_captured_on_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("banel_pyro.capture.step.has_compiler", lambda: False)
+    options = ("--steps", "30", "--draws", "5", "--quiet")
+    for capture in ("yes", "no"):
+        assert banel("fit", "pairs:fine", *options, "--capture", capture, "--out", capture).code == 0
+    states = [torch.load(folder / name / "lam=0" / "state.pt", weights_only=True) for name in ("yes", "no")]
+    assert states[0]["capture"]["on"]
+    assert states[1]["capture"] is None
+    for name, value in states[0]["params"].items():
+        torch.testing.assert_close(value, states[1]["params"][name])
+    assert "--capture='maybe': expected auto, yes or no" in refused("fit", "pairs:fine", "--capture", "maybe")
