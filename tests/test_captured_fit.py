@@ -358,6 +358,7 @@ def test_a_model_that_becomes_another_one_is_noticed(
     capture: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run goes back to where graph and model agreed, and on with eager steps."""
+    monkeypatch.setattr(captured_module, "LOOK_AGAIN", 5)
     monkeypatch.setattr(captured_module, "WORTH_IT", 0.0)
     changing, switch = turning()
 

@@ -35,6 +35,8 @@ USES = 100
 """Steps of a run from which on a batch size other than the usual one has a graph of its own."""
 GRAPHS = 4
 """Graphs of different batch sizes; further ones are trained on eagerly."""
+LOOK_AGAIN = 128
+"""Captured steps after which a graph is held against the eager step once more; then after twice as many, and so on."""
 TRIALS = 3
 """Steps, each with draws of its own, on which a new graph is held against the eager step."""
 
@@ -74,7 +76,7 @@ class CapturedSteps:
         self._graphs: _Graphs | None = None
         self._clock: list[float] = []
         self.seconds = 0.0
-        self._log_points = 0
+        self._steps, self._next_look = 0, LOOK_AGAIN
         self._verified: dict[str, Any] | None = None
 
     # ---- the run's state --------------------------------------------------------------------
@@ -128,6 +130,7 @@ class CapturedSteps:
         loop, norm, target = self._loop, None, self._loop.step + most
         while loop.step < target and (steps := self._gather(min(self._per_call, target - loop.step))):
             norm = self._graphs.captured(*steps)[0]  # type: ignore[union-attr]
+            self._steps += len(steps)
             loop.parameters.move_rate()
             if stop():
                 break
@@ -216,16 +219,16 @@ class CapturedSteps:
     # ---- looking again ----------------------------------------------------------------------
 
     def look_again(self) -> None:
-        """At log points: hold a graph against the eager step once more, ever more rarely (after 1, 2, 4, 8, ...).
+        """At log points: hold a graph against the eager step once more, ever more rarely.
 
         Raises:
             CaptureError: if they have come apart and ``mode`` is True. Otherwise the run goes back to where they
                 agreed, and on from there with eager steps.
         """
-        self._log_points += 1
-        rare = not self._log_points & (self._log_points - 1)
-        if self._graphs is None or not rare or self._loop.step == self._loop.steps or not self._graphs.has_next:
+        due = self._steps >= self._next_look and self._loop.step < self._loop.steps
+        if self._graphs is None or not due or not self._graphs.has_next:
             return
+        self._next_look = 2 * self._steps
         try:
             self._graphs.look_again()
             self._verified = self._loop.good

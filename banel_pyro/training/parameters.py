@@ -174,10 +174,17 @@ class Parameters:
         store = pyro.get_param_store()
         later = {name for group in self._groups[1:] for name in group}
         tensors = self._tensors()
+        clones: dict[int, Tensor] = {}  # of parameters that the param store and a module both hold
+
+        def cloned(tensor: Tensor) -> Tensor:
+            if id(tensor) not in clones:
+                clones[id(tensor)] = tensor.detach().clone()
+            return clones[id(tensor)]
+
         return {
-            "params": {name: p.detach().clone() for name, p in store._params.items() if p in self._known},
+            "params": {name: cloned(p) for name, p in store._params.items() if p in self._known},
             "constraints": {name: _saved(store._constraints[name]) for name in later if name in store._params},
-            "modules": {name: tensor.detach().clone() for name, tensor in tensors.items()},
+            "modules": {name: cloned(tensor) for name, tensor in tensors.items()},
             "owners": {name: self._known[t] for name, t in tensors.items() if self._known.get(t) in later},
             "groups": [list(names) for names in self._groups],
             "optimizer": None if self.optimizer is None else _clone(self.optimizer.state_dict()),
