@@ -342,17 +342,101 @@ def test_tensors_of_another_type_or_layout_get_a_graph_of_their_own() -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-def test_a_loop_of_ones_own_hears_of_what_is_not_finite(no_compiler: None) -> None:
+def test_a_loop_of_ones_own_hears_of_what_is_not_finite_and_goes_on(no_compiler: None) -> None:
     svi = CapturedSVI(BaNEL_ELBO(), model, AutoNormal(model), lr=0.1)
+    with pytest.raises(FloatingPointError, match="first step"):
+        svi.step(X * 1e30)
     for _ in range(3):
         svi.step(X)
     before = {name: p.detach().clone() for name, p in pyro.get_param_store()._params.items()}
-    with pytest.raises(FloatingPointError, match=r"step 3: .* not finite"):
-        for _ in range(100):
-            svi.step(X * torch.nan)
+    svi.step(X * torch.nan)
+    with pytest.raises(FloatingPointError, match="an earlier step is not finite"):
+        svi.step(X)
     for name, p in pyro.get_param_store()._params.items():
         assert bool((p == before[name]).all())
     assert svi.optimizer.state_dict()["state"][0]["step"] == 3
+    svi.step(X)
+    assert svi.optimizer.state_dict()["state"][0]["step"] == 4
+
+
+def test_the_same_tensor_twice_is_two_arguments(no_compiler: None) -> None:
+    """Also where it is a tensor that the model reads from outside."""
+    found = []
+    for eager in (False, True):
+        with pyro.get_param_store().scope(), fork_rng(0):
+            y = X.clone()
+
+            def both(a: Tensor, b: Tensor, y: Tensor = y) -> None:
+                mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+                for name, rows in (("a", a), ("b", b), ("y", y)):
+                    pyro.sample(name, dist.Normal(mean, 1.0).expand([8]).to_event(1), obs=rows)
+
+            svi = CapturedSVI(BaNEL_ELBO(), both, AutoNormal(both), lr=0.1)
+            for b in (y, y, X + 3.0):
+                if eager:
+                    svi._captured = None
+                terms = svi.step(y, b)
+            found.append(float(terms.loss))  # type: ignore[union-attr]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_other_sites_of_lam_and_frozen_parameters_get_graphs_of_their_own(no_compiler: None) -> None:
+    def two(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(pyro.sample("mean", dist.Normal(0.0, 3.0)), scale).expand([8]).to_event(1), obs=x)
+
+    found = []
+    for eager in (False, True):
+        with pyro.get_param_store().scope(), fork_rng(0):
+            guide = AutoNormal(two)
+            svi = CapturedSVI(BaNEL_ELBO(), two, guide, lr=0.1)
+            losses = []
+            for lam in ({"mean": 0.3}, {"mean": 0.3}, {"scale": 0.3}, 0.3, 0.0):
+                svi.objective.lam = lam  # type: ignore[attr-defined]
+                if eager:
+                    svi._captured = None
+                losses.append(float(svi.step(X).loss))  # type: ignore[union-attr]
+            found.append(losses)
+            frozen = pyro.get_param_store()._params["AutoNormal.locs.mean"]
+            frozen.requires_grad_(False)
+            before = frozen.detach().clone()
+            svi.step(X)
+            assert bool((frozen == before).all())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_number_that_is_changed_between_steps_is_noticed(no_compiler: None) -> None:
+    strength = {"beta": 1.0}
+
+    def annealed(x: Tensor) -> None:
+        with pyro.poutine.scale(scale=strength["beta"]):
+            mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+        pyro.sample("x", dist.Normal(mean, 1.0).expand([8]).to_event(1), obs=x)
+
+    svi = CapturedSVI(BaNEL_ELBO(), annealed, AutoNormal(annealed))
+    with pytest.raises(CaptureError, match=r"strength\['beta'\] \(1.0 to 0.5\)"):
+        for time in range(102):
+            strength["beta"] = 0.5 if time > 50 else 1.0
+            svi.step(X)
+
+
+def test_gradients_that_overflow_their_norm_are_finite(no_compiler: None) -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=1e-22)
+
+    def differentiate(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss = (weight * x).sum()
+        loss.backward()
+        return loss.detach(), []
+
+    captured = step.Captured(differentiate, optimizer)
+    x = torch.full((3,), 1e21)  # its square is infinite in float32
+    captured(captured.step_of([x], []))
+    assert captured.bad is None
+    assert float(weight.detach()[0]) == pytest.approx(0.9)
+    captured(captured.step_of([x * torch.inf], []))
+    assert captured.bad == 1
+    assert float(weight.detach()[0]) == pytest.approx(0.9)
 
 
 def test_an_objective_without_a_differentiable_loss_is_refused() -> None:

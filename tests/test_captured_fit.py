@@ -25,6 +25,7 @@ from banel_pyro import (
     FitResult,
     Linear,
     NonFiniteError,
+    Split,
     fit,
 )
 from banel_pyro.capture import step as step_module
@@ -110,6 +111,11 @@ def one_cycle(optimizer: Any) -> Any:
     return lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=60)
 
 
+def cycle_and_rest(optimizer: Any) -> Any:
+    cycle = lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=40)
+    return lr_scheduler.SequentialLR(optimizer, [cycle, lr_scheduler.ConstantLR(optimizer)], milestones=[40])
+
+
 Options = dict[str, Any]
 PAIRS: dict[str, Callable[[], tuple[Any, Any, Options]]] = {
     "plain": lambda: (model, AutoNormal(model), {}),
@@ -146,7 +152,14 @@ PAIRS: dict[str, Callable[[], tuple[Any, Any, Options]]] = {
     "cosine": lambda: (model, AutoNormal(model), {"lr_scheduler": cosine}),
     "one cycle": lambda: (model, AutoNormal(model), {"lr_scheduler": one_cycle}),
     "float64": lambda: (model, AutoNormal(model), {"dtype": torch.float64}),
-    "several a call": lambda: (model, AutoNormal(model), {"batch_size": 8, "lr_scheduler": cosine}),
+    "several a call": lambda: (model, AutoNormal(model), {"batch_size": 4, "lr_scheduler": cosine}),
+    "λ of more sites": lambda: (
+        local, AutoNormal(local), {"lam": lambda time, terms: {"mean": 0.3} if time < 30 else {"mean": 0.3, "z": 0.2}},
+    ),
+    "λ, then λ of sites": lambda: (
+        local, AutoNormal(local), {"lam": lambda time, terms: 0.2 if time < 30 else {"mean": 0.3}},
+    ),
+    "one cycle, then constant": lambda: (model, AutoNormal(model), {"lr_scheduler": cycle_and_rest}),
 }  # fmt: skip
 
 
@@ -173,7 +186,8 @@ def test_a_captured_run_has_the_numbers_of_the_eager_one(
     monkeypatch.setattr(captured_module, "USES", 10)
     with caplog.at_level(logging.INFO, "banel_pyro"):
         captured = train(name, capture=True)
-    sizes = {"all"} if "batch_size" not in PAIRS[name]()[2] else {"8", "4"}
+    rows = PAIRS[name]()[2].get("batch_size")
+    sizes = {None: {"all"}, 4: {"8", "4"} if name == "accumulated" else {"4"}, 8: {"8", "4"}}[rows]
     told = {r.message.split()[4] for r in caplog.records if r.message.startswith("captured a step of")}
     assert told == sizes
     same_numbers(captured, train(name, capture=False))
@@ -320,8 +334,6 @@ def test_bad_options_are_refused() -> None:
 
 
 def test_a_transform_outside_of_torch_is_made_before_the_graph(caplog: pytest.LogCaptureFixture) -> None:
-    from banel_pyro import Split
-
     def rounded(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (torch.tensor([round(value, 1) for value in batch[0].tolist()]),)
 
@@ -376,6 +388,99 @@ def test_a_model_that_becomes_another_one_is_noticed(
     assert found.history["step"].tolist() == list(range(5, 61, 5))
     # at the end the wider likelihood is trained on: its constant shows
     assert found.history["elbo"].iloc[-1] < -1.6
+
+
+def test_a_failed_capture_leaves_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hook that asks for a value runs in the middle of the backward pass."""
+    monkeypatch.setattr(captured_module, "WORTH_IT", 0.0)
+    found = []
+    for capture in ("auto", False):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        guide = Noisy()
+        guide.net[0].weight.register_hook(lambda g: g * min(1.0, 1 / float(g.norm())))
+        found.append(fit(standard, guide, rows(), capture=capture, **OPTIONS))
+    assert_same_bits(*found)
+
+
+def test_parameters_of_some_batches_alone_are_trained_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captured_module, "WORTH_IT", 0.0)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.tensor(0.0))
+        if len(x) == 3:
+            loc = loc + pyro.param("more", lambda: torch.tensor(0.1))
+        pyro.sample("mean", dist.Normal(loc, 1.0))
+
+    found = []
+    for capture in ("auto", False):
+        pyro.clear_param_store()
+        found.append(fit(model, guide, rows(), batch_size=3, capture=capture, **OPTIONS))
+    assert_same_bits(*found)
+
+
+def test_a_transform_before_the_graph_draws_what_it_draws_in_eager_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noisy(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.tensor(batch[0].tolist()) + 0.1 * torch.randn(len(batch[0])),)
+
+    monkeypatch.setattr(captured_module, "LOOK_AGAIN", 10)
+    found = []
+    for capture in (True, False):
+        pyro.clear_param_store()
+        options = {"steps_per_call": 3} if capture else {}
+        data = Split(rows(), None, noisy)
+        found.append(fit(model, AutoNormal(model), data, batch_size=5, capture=capture, **OPTIONS | options))
+    same_numbers(*found)
+
+
+@pytest.mark.parametrize("hide", ["closure", "handler", "underscore", "function"])
+def test_a_slow_counter_is_noticed_wherever_it_is(hide: str) -> None:
+    class Slow(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self._t = 0
+
+        def forward(self, x: Tensor) -> None:
+            self._t += 1
+            run(x, self._t)
+
+    counts = {"t": 0}
+
+    def run(x: Tensor, t: int) -> None:
+        with pyro.poutine.scale(scale=1.0 + t / 1e5):
+            model(x)
+
+    def counting(x: Tensor) -> None:
+        counts["t"] += 1
+        run(x, counts["t"])
+
+    def own(x: Tensor) -> None:
+        own.t = getattr(own, "t", 0) + 1  # type: ignore[attr-defined]
+        run(x, own.t)  # type: ignore[attr-defined]
+
+    kinds = {
+        "closure": counting,
+        "handler": pyro.poutine.block(counting, hide=[]),
+        "underscore": Slow(),
+        "function": own,
+    }
+    with pytest.raises(CaptureError, match="a step changes"):
+        fit(kinds[hide], AutoNormal(model), rows(), capture=True, **OPTIONS)
+
+
+def test_a_number_that_a_callback_changes_is_noticed_at_the_end() -> None:
+    strength = {"scale": 1.0}
+
+    def scaled(x: Tensor) -> None:
+        with pyro.poutine.scale(scale=strength["scale"]):
+            model(x)
+
+    def change(event: Any) -> None:
+        strength["scale"] = 2.0 if event.step > 40 else 1.0
+
+    change.events = ("log",)  # type: ignore[attr-defined]
+    with pytest.raises(CaptureError, match=r"strength\['scale'\] \(1.0 to 2.0\)"):
+        fit(scaled, AutoNormal(scaled), rows(), capture=True, callbacks=[change], **OPTIONS)
 
 
 # ---- numbers that are not finite ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ from banel_pyro.capture.flat import CaptureError
 
 __all__ = ["python_state", "refuse_changes"]
 
-_DEPTH = 4
+_DEPTH = 8
 """How far to look into functions, containers and objects."""
 
 State = dict[str, Any]
@@ -23,7 +24,7 @@ def python_state(**roots: Any) -> State:
     """The numbers, texts, containers and tensor identities that some callables can reach, by the path to them.
 
     Looks into the variables and globals that a function uses, and into the attributes of modules and objects of the
-    user's; what begins with an underscore is not the user's.
+    user's.
 
     Args:
         **roots: model, guide and the like, by the name to call them.
@@ -43,7 +44,7 @@ def refuse_changes(before: State, after: State) -> None:
     """
     for path in sorted(before.keys() | after.keys()):
         old, new = before.get(path, "nothing"), after.get(path, "nothing")
-        if old != new:
+        if old != new and (old == old or new == new):  # NaN is NaN
             shown = ("another tensor",) if isinstance(new, _Identity) else (f"{old!r}", "to", f"{new!r}")
             raise CaptureError(
                 f"a step changes {path} ({' '.join(shown)[:120]}), which a captured step would leave as it is. Keep "
@@ -81,8 +82,12 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(item, types.MethodType):
         yield "", item.__self__
         yield "", item.__func__
+    elif isinstance(item, functools.partial):  # as Pyro's handlers are
+        yield "", item.func
+        yield from ((f" (bound {i})", part) for i, part in enumerate([*item.args, *item.keywords.values()]))
     elif isinstance(item, types.FunctionType):
-        yield from _variables(item)
+        if _package(item) not in _LIBRARIES:
+            yield from _variables(item)
     elif _is_users(item):
         yield from ((f".{name}", part) for name, part in _attributes(item).items())
 
@@ -95,16 +100,27 @@ def _variables(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
             yield f" → {name}", cell.cell_contents
         except ValueError:  # not set yet
             continue
-    for name in code.co_names:
+    for name in _names(code):
         part = function.__globals__.get(name)
         if not isinstance(part, types.ModuleType | type):
             yield f" → {name}", part
-    for i, part in enumerate(function.__defaults__ or ()):
+    for i, part in enumerate([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]):
         yield f" (default {i})", part
+    yield from ((f".{name}", part) for name, part in vars(function).items())
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function uses, those of functions inside of it too."""
+    inner = [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return set(code.co_names).union(*(_names(part) for part in inner))
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 
 
 def _attributes(item: Any) -> dict[str, Any]:
-    own = {k: v for k, v in vars(item).items() if not k.startswith("_")}
+    own = {k: v for k, v in vars(item).items() if k not in _OF_TORCH and not k.startswith("_pyro")}
     if isinstance(item, nn.Module):
         own |= {k: v for k, v in item._buffers.items() if v is not None} | dict(item._modules)
     return own
@@ -114,7 +130,12 @@ def _is_users(item: Any) -> bool:
     """Whether an object is of a class outside of the libraries, which keep caches that mean nothing."""
     if not hasattr(item, "__dict__") or isinstance(item, type | types.ModuleType):
         return False
-    package = type(item).__module__.partition(".")[0]
-    return package not in ("pyro", "banel_pyro", "numpy", "functools", "builtins") and (
-        package != "torch" or isinstance(item, nn.Module)
-    )
+    package = _package(type(item))
+    return package not in _LIBRARIES or (package == "torch" and isinstance(item, nn.Module))
+
+
+_LIBRARIES = ("pyro", "torch", "banel_pyro", "numpy", "functools", "builtins")
+
+
+def _package(item: Any) -> str:
+    return str(item.__module__).partition(".")[0]

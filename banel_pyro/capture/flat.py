@@ -62,6 +62,8 @@ def flat_graph(body: Body, arguments: Sequence[Tensor]) -> FlatGraph:
     Raises:
         CaptureError: if the body asks for the value of a tensor, or does else what a graph cannot hold.
     """
+    # of their own: one that is there twice, or is a live tensor as well, would be one input of the graph
+    arguments = [tensor.detach().clone() for tensor in arguments]
     with unvalidated(), kept_rng():
         found = _discover(body, arguments)
         held, changed = tuple(found.tensors), tuple(found.originals)
@@ -148,6 +150,10 @@ def _discover(body: Body, arguments: Sequence[Tensor]) -> _Discover:
     try:
         with found:
             body(*arguments)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(_why(error)) from error
     finally:
         found.restore()
     return found

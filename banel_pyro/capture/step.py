@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from banel_pyro.capture.check import check_same
 from banel_pyro.capture.compiler import compiled, has_compiler
 from banel_pyro.capture.effects import python_state, refuse_changes
-from banel_pyro.capture.flat import Body, as_found, flat_graph
+from banel_pyro.capture.flat import Body, CaptureError, as_found, flat_graph
 from banel_pyro.capture.optimizers import GraphOptimizer, baked_options, can_be_inside
 from banel_pyro.capture.products import Products, replace_products
 
@@ -21,23 +22,41 @@ __all__ = ["Captured", "Differentiate", "Step"]
 
 _log = logging.getLogger("banel_pyro")
 
-Step: TypeAlias = tuple[Sequence[Tensor], list[float], int]
-"""Tensors of a step; its numbers, scheduled ones and the optimiser's; how many of them are scheduled."""
+
+class Step(NamedTuple):
+    """What is another one at each step.
+
+    Args:
+        tensors: rows, indices and the like.
+        numbers: scheduled ones, then the optimiser's.
+        scheduled: how many are scheduled.
+        kind: whatever else a graph depends on: it has one for each kind.
+    """
+
+    tensors: Sequence[Tensor]
+    numbers: list[float]
+    scheduled: int
+    kind: Any = None
+
 
 Differentiate: TypeAlias = Callable[..., tuple[Tensor, Sequence[Tensor]]]
 """From arguments to the loss and whatever else is to come out; leaves gradients at the parameters."""
 
 
-def _clipped_norm(gradients: Sequence[Tensor], largest: float | None) -> Tensor:
+def _clipped_norm(gradients: Sequence[Tensor], largest: float | None) -> tuple[Tensor, Tensor]:
     """The norm of all gradients together, which are then scaled down, in place, to at most ``largest``.
 
     Written out: torch's operations on lists of tensors are calls into Python from compiled code.
+
+    Returns:
+        The norm, which may overflow, and whether all gradients are finite.
     """
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    finite = torch.isfinite(torch.stack([gradient.abs().amax() for gradient in gradients if gradient.numel()])).all()
     if largest is not None:
         for gradient in gradients:
             gradient.mul_(torch.clamp(largest / norm, max=1.0))
-    return norm
+    return norm, finite
 
 
 class _Graph:
@@ -56,11 +75,10 @@ class _Graph:
 
     def inputs(self, steps: Sequence[Step]) -> list[Tensor]:
         """What the graph is called with, all numbers in one tensor."""
-        if len(steps) == 1:
-            tensors, numbers, _ = steps[0]
-        else:
-            tensors = [tensor for tensors, *_ in steps for tensor in tensors]
-            numbers = [number for _, numbers, _ in steps for number in numbers]
+        tensors, numbers = steps[0].tensors, steps[0].numbers
+        if len(steps) > 1:
+            tensors = [tensor for step in steps for tensor in step.tensors]
+            numbers = [number for step in steps for number in step.numbers]
         if not numbers:
             return [*tensors]
         return [*tensors, torch.tensor(numbers, dtype=torch.float64, device=self._device)]
@@ -108,22 +126,29 @@ class Captured:
         self._bad = torch.full((), -1, dtype=torch.int64, device=self._device)
         self._compile, self._options_change = compile, options_change and self._inside is not None
         self.patience = math.inf
+        self._found: tuple[dict[str, Any], list[int]] | None = None
 
     # ---- running ----------------------------------------------------------------------------
 
-    def step_of(self, tensors: Sequence[Tensor], numbers: Sequence[float], *, ahead: bool = False) -> Step:
+    def step_of(
+        self, tensors: Sequence[Tensor], numbers: Sequence[float], *, kind: Any = None, ahead: bool = False
+    ) -> Step:
         """A step with its tensors, its scheduled numbers and those of the optimiser, which moves on.
 
         Args:
             tensors: rows, indices and the like.
             numbers: scheduled numbers.
+            kind: whatever else the graph depends on.
             ahead: whether it is only an example, and nothing moves.
+
+        Raises:
+            CaptureError: if the optimiser's parameters have done different numbers of steps.
         """
         self._take_over()
         if self._inside is None:
-            return tensors, list(numbers), len(numbers)
+            return Step(tensors, list(numbers), len(numbers), kind)
         self._ahead = self._ahead or not ahead
-        return tensors, [*numbers, *self._inside.numbers(ahead=ahead)], len(numbers)
+        return Step(tensors, [*numbers, *self._inside.numbers(ahead=ahead)], len(numbers), kind)
 
     def __call__(self, *steps: Step) -> Sequence[Tensor]:
         """Make some steps, in one call where a graph for as many was prepared.
@@ -150,7 +175,7 @@ class Captured:
     def _eager_graph(self, steps: Sequence[Step]) -> _Graph:
         """The eager step in the place of a graph: there are enough of those."""
         graph = _Graph(self._device)
-        graph.run = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
+        graph.run = self._body(len(steps), len(steps[0].tensors), steps[0].scheduled, graph)
         return graph
 
     def _outside(self, found: Sequence[Tensor], graph: _Graph) -> Sequence[Tensor]:
@@ -162,6 +187,11 @@ class Captured:
             self._optimizer.step()
             self._optimizer.zero_grad()
         return found[:split]
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the optimiser is part of the graph."""
+        return self._inside is not None
 
     @property
     def bad(self) -> int | None:
@@ -204,16 +234,56 @@ class Captured:
         """
         self._take_over()
         graph = _Graph(self._device)
-        graph.body = self._body(len(steps), len(steps[0][0]), steps[0][2], graph)
+        graph.body = self._body(len(steps), len(steps[0].tensors), steps[0].scheduled, graph)
         before = python_state(**self._watched)
-        graph.run = graph.flat = flat_graph(graph.body, graph.inputs(steps))
-        refuse_changes(before, python_state(**self._watched))
-        trials = trials or [steps, _turned(steps)]
-        self._check(graph, trials, seed)
-        if self._compile and self._compiled(graph, steps):
+        with self._gradients_dropped():
+            graph.run = graph.flat = flat_graph(graph.body, graph.inputs(steps))
+            refuse_changes(before, python_state(**self._watched))
+            trials = trials or [steps, _turned(steps)]
             self._check(graph, trials, seed)
+            if self._compile and self._compiled(graph, steps):
+                self._check(graph, trials, seed)
         self._graphs[self._key(steps)] = graph
+        self._found = before, self._identities()
         return graph
+
+    @contextmanager
+    def _gradients_dropped(self) -> Iterator[None]:
+        """Leave no gradients of a step that failed half-way: the next one would add to them."""
+        try:
+            yield
+        finally:
+            for group in self._optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+
+    def _identities(self) -> list[int]:
+        """Which tensors the optimiser works on."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        return [id(tensor) for tensor in (*parameters, *(self._inside.state if self._inside else ()))]
+
+    def check_surroundings(self) -> None:
+        """Look whether all that a graph takes for constant is as it was when the last one was made.
+
+        Raises:
+            CaptureError: if a number, text or container that model and guide can reach has changed, or the tensors of
+                parameters or optimiser are others.
+        """
+        if self._found is None:
+            return
+        refuse_changes(self._found[0], python_state(**self._watched))
+        if self._found[1] != self._identities():
+            raise CaptureError(
+                "parameters or the optimiser's state are other tensors than those that were captured. Load values in "
+                "place, or capture anew."
+            )
+
+    def forget(self) -> None:
+        """Make steps again after one that was not finite."""
+        self.push()
+        self._bad.fill_(-1)
+        self._done.zero_()
+        self._issued, self._lost = 0, 0
 
     def _compiled(self, graph: _Graph, steps: Sequence[Step]) -> bool:
         """Compile a graph, if that can be done."""
@@ -243,7 +313,10 @@ class Captured:
         Raises:
             CaptureError: if they have come apart.
         """
-        self._check(self._graphs[self._key(steps)], [steps], seed)
+        graph = self._graphs.get(self._key(steps))
+        if graph is not None:
+            with self._gradients_dropped():
+                self._check(graph, [steps], seed)
 
     def _check(self, graph: _Graph, trials: Sequence[Sequence[Step]], seed: int) -> None:
         """At other numbers than those of the trace, and where the optimiser's update is smooth.
@@ -254,7 +327,11 @@ class Captured:
         with as_found(state), torch.no_grad():
             for tensor in state:
                 tensor.fill_(1.0)
-            others = [[(tensors, [0.9 * n for n in numbers], size) for tensors, numbers, size in s] for s in trials]
+            # each step of a call has numbers of its own
+            others = [
+                [step._replace(numbers=[(0.9 - 0.05 * i) * n for n in step.numbers]) for i, step in enumerate(steps)]
+                for steps in trials
+            ]
             check_same(graph.body, graph.run, graph.flat, [graph.inputs(steps) for steps in others], seed)
 
     def _body(self, count: int, width: int, scheduled: int, graph: _Graph) -> Body:
@@ -276,9 +353,11 @@ class Captured:
         with torch.enable_grad():
             loss, outputs = self._differentiate(*inputs)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not parameters:
+            raise CaptureError("no parameter has a gradient: there is nothing to train.")
         with torch.no_grad():
-            norm = _clipped_norm([p.grad for p in parameters], self._clip_norm)
-            finite = torch.isfinite(loss.detach()) & torch.isfinite(norm) & (self._bad < 0)
+            norm, finite = _clipped_norm([p.grad for p in parameters], self._clip_norm)
+            finite = torch.isfinite(loss.detach()) & finite & (self._bad < 0)
             self._bad.copy_(torch.where(finite | (self._bad >= 0), self._bad, self._done))
             self._done.add_(1)
             found = [norm, *outputs]
@@ -292,14 +371,20 @@ class Captured:
         return found
 
     def _key(self, steps: Sequence[Step]) -> Any:
-        tensors, _, scheduled = steps[0]
-        kinds = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
-        return len(steps), scheduled, kinds, baked_options(self._optimizer) if self._options_change else None
+        first = steps[0]
+        layouts = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in first.tensors])
+        return (
+            len(steps),
+            first.scheduled,
+            first.kind,
+            layouts,
+            baked_options(self._optimizer) if self._options_change else None,
+        )
 
 
 def _turned(steps: Sequence[Step]) -> list[Step]:
     """The same steps with the rows of their tensors turned by one."""
-    return [([t.roll(1, 0) if t.dim() else t for t in tensors], numbers, n) for tensors, numbers, n in steps]
+    return [step._replace(tensors=[t.roll(1, 0) if t.dim() else t for t in step.tensors]) for step in steps]
 
 
 MOST_NODES = 20_000

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from banel_pyro.capture.flat import CaptureError, patched
 from banel_pyro.capture.step import Captured
@@ -22,6 +22,9 @@ from banel_pyro.training.parameters import Parameters
 
 __all__ = ["CapturedSVI"]
 
+LOOK_EVERY = 100
+"""Steps between looks at what a graph takes for constant."""
+
 
 class CapturedSVI:
     """A step of SVI as a compiled graph, optimiser included, for a loop of your own.
@@ -29,6 +32,10 @@ class CapturedSVI:
     The first step runs eagerly: it makes the parameters and the optimiser's state. The second one, and the first
     of each further shape of the batch (at most a few, please), is captured, held against the eager step, and compiled.
     Draws are those of torch's generator, as in an eager step. :func:`banel_pyro.fit` does all this by itself.
+
+    Between steps you may change λ, learning rates, ``train()`` and ``eval()``, ``requires_grad``. Other numbers that
+    model and guide read belong into tensors that you change in place: every hundredth step looks whether one has
+    changed elsewhere, and refuses it.
 
     Args:
         objective: an objective of this library, or an ELBO of Pyro's that has a ``differentiable_loss`` without
@@ -81,7 +88,7 @@ class CapturedSVI:
         self._parameters = Parameters(model, guide, factory, options)
         self._clip_norm, self._compile = positive("clip_norm", clip_norm), compile
         self._captured: Captured | None = None
-        self._steps, self._is_whole = 0, False
+        self._steps, self._is_whole, self._on_cpu = 0, False, True
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -107,34 +114,48 @@ class CapturedSVI:
 
         Raises:
             CaptureError: if the step cannot be captured.
-            FloatingPointError: if the loss or the gradient of an earlier step was not finite; parameters and
-                optimiser are those before it. Looked for at every hundredth step.
+            FloatingPointError: if the loss or the gradient of an earlier step was not finite: parameters and
+                optimiser are those before it, and further steps may be made. Off the CPU it is looked for at every
+                hundredth step only.
         """
         if self._captured is None:
             return self._first(batch)
-        found = self._captured(self._captured.step_of(batch, self._lams()))
-        self._steps += 1
-        if self._steps % 100 == 0 and self._captured.bad is not None:
+        # elsewhere a look at the last step waits for the device
+        if (self._on_cpu or self._steps % LOOK_EVERY == 0) and self._captured.bad is not None:
+            self._captured.forget()
             raise FloatingPointError(
-                f"step {self._captured.bad + 1}: the loss or its gradient is not finite. The parameters are those "
-                "before this step. Try a smaller lr, or clip_norm=."
+                "the loss or the gradient of an earlier step is not finite. The parameters are those before it. Try a "
+                "smaller lr, or clip_norm=."
             )
+        if self._steps % LOOK_EVERY == 0:
+            self._captured.check_surroundings()
+        found = self._captured(self._captured.step_of(batch, self._lams(), kind=self._kind()))
+        self._steps += 1
         return self._as_terms(found[1:])
 
     def _first(self, batch: tuple[Tensor, ...]) -> LossTerms | Tensor:
-        with self._parameters.watch():
-            _, found = self._differentiate(*batch)
-        self._parameters.clip(self._clip_norm)
-        self._parameters.step()
+        loss, found = self._differentiate(*batch)
         optimizer = self._parameters.optimizer
         if optimizer is None:
             raise CaptureError("neither model nor guide has parameters: there is nothing to train.")
+        norm = self._parameters.clip(self._clip_norm)
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            optimizer.zero_grad()
+            raise FloatingPointError("the loss or the gradient of the first step is not finite. It was not made.")
+        self._parameters.step()
         self._captured = Captured(
-            self._differentiate, optimizer, clip_norm=self._clip_norm, compile=self._compile,
-            options_change=True, watched={"model": self.model, "guide": self.guide},
+            self._differentiate, optimizer, clip_norm=self._clip_norm, compile=self._compile, options_change=True,
+            watched={"model": self.model, "guide": self.guide},
         )  # fmt: skip
-        self._steps = 1
+        self._steps, self._on_cpu = 1, loss.is_cpu
         return self._as_terms(found)
+
+    def _kind(self) -> Any:
+        """What else a graph depends on: the sites of λ, training modes, and which parameters are trained."""
+        lam = getattr(self.objective, "lam", None)
+        modes = [part.training for part in (self.model, self.guide) if isinstance(part, nn.Module)]
+        trained = [parameter.requires_grad for parameter in self._parameters.names().values()]
+        return tuple(lam) if isinstance(lam, Mapping) else None, *modes, *trained
 
     def _lams(self) -> list[float]:
         """λ as numbers that may change between steps; none at λ = 0, which needs no penalty in the graph."""
@@ -146,7 +167,7 @@ class CapturedSVI:
     def _differentiate(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Leaves gradients at the parameters; gives what :meth:`_as_terms` takes."""
         if not isinstance(self.objective, Objective):
-            with _without_values():
+            with self._parameters.watch(), _without_values():
                 loss = self.objective.differentiable_loss(self.model, self.guide, *inputs)
             loss.backward()
             return loss.detach(), [loss.detach()]
@@ -156,7 +177,8 @@ class CapturedSVI:
         if lams:
             self.objective.lam = dict(zip(lam, lams, strict=True)) if isinstance(lam, Mapping) else lams[0]
         try:
-            loss, terms, _ = self.objective.loss_and_terms(self.model, self.guide, *batch)
+            with self._parameters.watch():
+                loss, terms, _ = self.objective.loss_and_terms(self.model, self.guide, *batch)
         finally:
             self.objective.lam = lam
         loss.backward()

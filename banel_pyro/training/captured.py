@@ -15,6 +15,7 @@ from torch import Tensor
 from banel_pyro.capture.flat import CaptureError
 from banel_pyro.capture.step import Captured
 from banel_pyro.schedules import Constant
+from banel_pyro.seeding import kept_rng
 
 if TYPE_CHECKING:
     from banel_pyro.capture.products import Products
@@ -128,7 +129,7 @@ class CapturedSteps:
         if not self._is_on():
             return None
         loop, norm, target = self._loop, None, self._loop.step + most
-        while loop.step < target and (steps := self._gather(min(self._per_call, target - loop.step))):
+        while loop.step < target and (steps := self._gather(min(self._steps_of_a_call, target - loop.step))):
             norm = self._graphs.captured(*steps)[0]  # type: ignore[union-attr]
             self._steps += len(steps)
             loop.parameters.move_rate()
@@ -138,21 +139,44 @@ class CapturedSteps:
             self._graphs.captured.eager()
         return norm
 
+    @property
+    def _steps_of_a_call(self) -> int:
+        """One, where Python has something to do between steps: an optimiser's step, a transform that draws."""
+        captured: Any = self._graphs and self._graphs.captured
+        return self._per_call if captured is not None and captured.is_inside and self._transform_inside else 1
+
     def _gather(self, most: int) -> list[Step]:
         """The next steps of the loop with one number of rows, if there is a graph for it; the loop moves on."""
         loop, size = self._loop, None
         steps: list[Step] = []
-        while len(steps) < most:
+        while len(steps) < min(most, self._steps_of_a_call):  # which making a graph may change
             index = loop.index()
             rows = 0 if index is None else len(index)
             if size not in (None, rows) or not self._has_graph(rows):
                 break
             if steps:
                 loop.parameters.move_rate()
-            size, loop.lam = rows, loop.schedule(loop.step, loop.last_terms)
-            steps.append(self._graphs.step(index, loop.lam))  # type: ignore[union-attr]
+            lam = loop.schedule(loop.step, loop.last_terms)
+            step = self._step_of(index, lam)
+            if step is None:
+                break
+            size, loop.lam = rows, lam
+            steps.append(step)
             loop.count()
         return steps
+
+    def _step_of(self, index: Tensor | None, lam: Any) -> Step | None:
+        """The next step for the graph; None if it is to be eager."""
+        graphs: Any = self._graphs
+        if not graphs.takes(lam):
+            return None
+        try:
+            return graphs.step(index, lam)  # type: ignore[no-any-return]
+        except CaptureError as error:
+            if self._mode is True:
+                raise
+            self._give_up(error)
+            return None
 
     # ---- deciding ---------------------------------------------------------------------------
 
@@ -164,11 +188,15 @@ class CapturedSteps:
         if self._on is None and not self._is_worth_it():
             return False
         if self._graphs is None:
-            self._graphs = _Graphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
-            self._graphs.captured.products = self._products
-            self._graphs.captured.patience = self._patience
+            self._graphs = self._new_graphs()
             self._verified = self._verified or loop.good
         return True
+
+    def _new_graphs(self) -> _Graphs:
+        loop = self._loop
+        graphs = _Graphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
+        graphs.captured.products, graphs.captured.patience = self._products, self._patience
+        return graphs
 
     def _is_worth_it(self) -> bool:
         """Time eager steps, then decide."""
@@ -181,10 +209,12 @@ class CapturedSteps:
 
     def _has_graph(self, rows: int) -> bool:
         """Whether there is a graph for a step of so many rows; it is made if that pays."""
+        if self._graphs is None:
+            return False
         if rows not in self._sizes:
             graphs = sum(self._sizes.values())
             self._sizes[rows] = not graphs or (graphs < GRAPHS and self._uses(rows) >= USES)
-        if self._sizes[rows] and rows not in self._graphs.made:  # type: ignore[union-attr]
+        if self._sizes[rows] and rows not in self._graphs.made:
             self._prepare(rows)
         return self._on is True and self._sizes[rows]
 
@@ -199,13 +229,15 @@ class CapturedSteps:
         graphs: Any = self._graphs
         start = time.perf_counter()
         try:
-            graphs.prepare(rows, {1, self._per_call})
+            with kept_rng():  # a transform before the graph draws
+                graphs.prepare(rows, {1, self._steps_of_a_call})
             seconds = time.perf_counter() - start
             self.seconds += seconds
             _log.info("captured a step of %s rows in %.1f s", rows or "all", seconds)
         except CaptureError as error:
             if self._transform_inside and self._loop.transform is not None:
-                self._transform_inside = graphs.transform_inside = False
+                self._transform_inside = False
+                self._graphs = self._new_graphs()
                 self._prepare(rows)
             elif self._mode is True:
                 raise
@@ -225,19 +257,30 @@ class CapturedSteps:
             CaptureError: if they have come apart and ``mode`` is True. Otherwise the run goes back to where they
                 agreed, and on from there with eager steps.
         """
-        due = self._steps >= self._next_look and self._loop.step < self._loop.steps
-        if self._graphs is None or not due or not self._graphs.has_next:
+        done = self._loop.step == self._loop.steps
+        due = self._steps >= self._next_look or (done and self._steps >= LOOK_AGAIN)
+        kept = self._loop.good is not None and self._loop.good["step"] == self._loop.step
+        if self._graphs is None or not (due or kept):
             return
-        self._next_look = 2 * self._steps
         try:
-            self._graphs.look_again()
-            self._verified = self._loop.good
+            self._graphs.captured.check_surroundings()
+            if due and self._graphs.has_next:
+                self._next_look = 2 * self._steps
+                with kept_rng():
+                    self._graphs.look_again()
+                self._verified = self._loop.good
         except CaptureError as error:
             if self._mode is True:
                 raise
             if self._verified is not None:
                 self._loop.load(self._verified, rollback=True)
             self._give_up(error)
+
+
+def _moves_momentum(scheduler: Any) -> bool:
+    """Whether a scheduler, or one of those that it is made of, moves more than the learning rate."""
+    parts = getattr(scheduler, "_schedulers", [])
+    return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_moves_momentum, parts))
 
 
 class _Graphs:
@@ -249,19 +292,18 @@ class _Graphs:
         transform_inside: whether rows are picked and transformed in the graph, or before it.
     """
 
-    def __init__(self, loop: Loop, optimizer: torch.optim.Optimizer, *, transform_inside: bool) -> None:
+    def __init__(self, loop: Loop, optimizer: Any, *, transform_inside: bool) -> None:
         self._loop, self.transform_inside, self.made = loop, transform_inside, set[int]()
         lam = loop.schedule(loop.step, loop.last_terms)
         self._sites = list(lam) if isinstance(lam, Mapping) else [""]
         if isinstance(loop.schedule, Constant):
             self._sites = []
-        # a scheduler of momentum as well would change what a graph takes for constant
-        moves_momentum = bool(getattr(loop.parameters.scheduler, "cycle_momentum", False))
+        # a scheduler of momentum as well changes what a graph takes for constant
+        inside = not _moves_momentum(loop.parameters.scheduler)
+        watched = {"model": loop.model, "guide": loop.guide, "transform": loop.transform if transform_inside else None}
         self.captured = Captured(
-            self._differentiate, optimizer, clip_norm=loop.clip_norm, inside=not moves_momentum,
-            options_change=loop.parameters.scheduler is not None,
-            watched={"model": loop.model, "guide": loop.guide, "transform": loop.transform},
-        )  # fmt: skip
+            self._differentiate, optimizer, clip_norm=loop.clip_norm, inside=inside, watched=watched
+        )
 
     def step(self, index: Tensor | None, lam: Any, *, ahead: bool = False) -> Step:
         """A step as tensors and scheduled numbers; one that lies ``ahead`` moves nothing."""
@@ -282,12 +324,20 @@ class _Graphs:
         loop.record(terms, entropies, size)
         return torch.as_tensor(terms.loss).detach(), []
 
+    def takes(self, lam: Any) -> bool:
+        """Whether a λ is for the sites that the graphs were made for."""
+        if isinstance(lam, Mapping):
+            return not self._sites or set(lam) <= set(self._sites)
+        return self._sites in ([], [""])
+
     def prepare(self, rows: int, counts: set[int]) -> None:
         """Make the graphs for the loop's next step, which sees so many rows, and for several such steps in one."""
         try:
-            steps = self._examples()
+            examples = self._examples(TRIALS)
             for count in counts:
-                self.captured.prepare([steps[0]] * count, [[step] * count for step in steps], seed=self._loop.seed)
+                # rows of its own for each step of a call
+                trials = [[examples[(i + j) % TRIALS] for j in range(count)] for i in range(TRIALS)]
+                self.captured.prepare(trials[0], trials, seed=self._loop.seed)
         finally:
             self._loop.objective.lam = self._loop.lam
             self.captured.eager()
@@ -301,15 +351,15 @@ class _Graphs:
 
     def look_again(self) -> None:
         """Hold the graph for the next step against the eager step, from where the run has got to."""
-        step = self._examples()[0]
+        step = self._examples(1)[0]
         try:
             self.captured.check([step], seed=self._loop.seed + self._loop.step)
         finally:
             self._loop.objective.lam = self._loop.lam
 
-    def _examples(self) -> list[Step]:
+    def _examples(self, count: int) -> list[Step]:
         """The next step, and others of the same kind: with other rows, where a step does not see all."""
         loop = self._loop
         index, lam = loop.index(), loop.schedule(loop.step, loop.last_terms)
-        others = [None] * TRIALS if index is None else [(index + i) % len(loop.rows[0]) for i in range(TRIALS)]
+        others = [None] * count if index is None else [(index + i) % len(loop.rows[0]) for i in range(count)]
         return [self.step(rows, lam, ahead=True) for rows in others]

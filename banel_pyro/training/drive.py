@@ -76,8 +76,11 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
         while loop.step < loop.steps and loop.stopped is None:
             with _saved(loop, folder):
                 most = 1 if callbacks.watch_steps else checkpoint_every - loop.step % checkpoint_every
+                before = loop.step
                 _advance(loop, most, lambda: interrupt.asked)
-                if loop.at_log_point and loop.history:  # none after a run has gone back to its start
+                if loop.step <= before:  # back to where a graph was right: these steps come once more
+                    continue
+                if loop.at_log_point:
                     bar.update(loop.step, loop.history[-1], loop.capture.seconds if loop.capture else 0.0)
                 reason = callbacks.after_step()
             loop.stopped = INTERRUPTED if _asked(loop, interrupt) else reason if loop.step < loop.steps else None

@@ -25,6 +25,9 @@ from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __all__ = ["Loop"]
 
+GOOD_EVERY = 100
+"""Steps after which a log point keeps a state to go back to: a fault costs at most these and those to the next one."""
+
 
 @dataclass
 class Loop:
@@ -245,7 +248,8 @@ class Loop:
             self.parameters.judge(self.history[-1]["val_elbo"])
         torch.as_tensor(self._meter).zero_()
         self._metered = 0
-        self.good = self.state()
+        if self.good is None or self.step - self.good["step"] >= GOOD_EVERY or self.step == self.steps:
+            self.good = self.state()
         if self.capture is not None:
             self.capture.look_again()
         if self.collapse is None or (len(self.history) % self.collapse.window and self.step != self.steps):

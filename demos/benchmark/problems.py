@@ -136,14 +136,14 @@ def whole_batches(rows: Rows, batch_size: int) -> Rows:
 def noncentered_schools() -> Problem:
     """Eight schools, where a step is all overhead."""
     rows = data.eight_schools()
-    return Problem(eight_schools.noncentered, by_hand.schools, rows, None, None, lr=0.01, share=2, peer="schools")
+    return Problem(eight_schools.noncentered, by_hand.schools, rows, None, None, lr=0.01, share=5, peer="schools")
 
 
 def all_houses() -> Problem:
     """Radon, all training houses in every step."""
     rows, _ = radon_houses()
     make = partial(_with_data, radon.pair, rows, None)
-    return Problem(make, by_hand.houses, rows, None, None, lr=0.01, share=2, peer="houses")
+    return Problem(make, by_hand.houses, rows, None, None, lr=0.01, share=5, peer="houses")
 
 
 def logistic_regression(size: int, batch_size: int = LOGISTIC_BATCH) -> Problem:
