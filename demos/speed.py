@@ -96,7 +96,7 @@ def steps_table(args: argparse.Namespace, images: torch.Tensor) -> tuple[Measure
     makers = step_makers(images[:STEP_ROWS].clone())
     problems = {name: makers[name]() for name in makers if args.problems is None or name in args.problems}
     ways = step_ways(args.compiler)
-    with xla(args.threads):
+    with compilers(args.threads, quick=args.quick):
         measured = measure_all(problems, ways, args.steps, repeats=args.repeats, seed=args.seed)
     text = markdown.steps_text(measured.results, SVI_WAY)
     for name, reasons in measured.left_out.items():
@@ -107,13 +107,14 @@ def steps_table(args: argparse.Namespace, images: torch.Tensor) -> tuple[Measure
 
 
 @contextmanager
-def xla(threads: int) -> Iterator[None]:
-    """XLA started with this many threads, if it is there, and what inductor keeps in a new folder."""
+def compilers(threads: int, *, quick: bool) -> Iterator[None]:
+    """XLA started with this many threads, if it is there; what inductor keeps in a new folder; or nothing compiled."""
     if HAS_NUMPYRO:
         from demos.benchmark.numpyro_ways import start  # a benchmark extra
 
         start(threads)
-    with TemporaryDirectory() as folder, mock.patch.dict(os.environ, fresh_caches(folder)):
+    uncompiled = {"TORCH_COMPILE_DISABLE": "1"} if quick else {}
+    with TemporaryDirectory() as folder, mock.patch.dict(os.environ, fresh_caches(folder) | uncompiled):
         yield
 
 
@@ -250,7 +251,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", default=1, help="threads of torch and of XLA (default: %(default)s)", **number)
     parser.add_argument("--seed", default=0, help="seed of the first round (default: %(default)s)", **number)
     parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, which show that it runs")
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing compiled: it runs")
     args = parser.parse_args(words)
     vars(args).update(inline=False, compiler=COMPILER, grown_rows=growth.ROWS, grown_sites=growth.SITES)
     if args.quick:

@@ -510,12 +510,14 @@ def test_a_graph_that_takes_too_long_to_compile_runs_as_it_is(
     assert "takes too long to compile" in caplog.text
 
 
-def test_the_compiler_is_looked_for() -> None:
+def test_the_compiler_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 
     assert compiler.has_compiler()
     with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         assert not compiler.has_compiler()
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    assert not compiler.has_compiler()
 
 
 def test_the_penalty_adds_pointwise_nodes_only() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,9 @@ class CompiledGraph:
 
 
 def has_compiler() -> bool:
-    """Whether there is a C++ compiler that inductor can use."""
+    """Whether inductor has a C++ compiler, and torch's own switch (``TORCH_COMPILE_DISABLE=1``) lets it."""
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return False
     with _quiet():
         from torch._inductor.cpp_builder import get_cpp_compiler
 

@@ -288,7 +288,10 @@ class Captured:
     def _compiled(self, graph: _Graph, steps: Sequence[Step]) -> bool:
         """Compile a graph, if that can be done."""
         if not has_compiler():
-            _say_once("no C++ compiler was found: captured steps run operation by operation. Install g++ or clang.")
+            _say_once(
+                "captured steps run operation by operation: there is no C++ compiler, or TORCH_COMPILE_DISABLE is set. "
+                "Install g++ or clang."
+            )
             return False
         size = len(graph.flat.module.graph.nodes)
         if size > MOST_NODES or size * SECONDS_PER_NODE > self.patience:
