@@ -77,7 +77,7 @@ class CapturedSteps:
         self._graphs: _Graphs | None = None
         self._clock: list[float] = []
         self.seconds = 0.0
-        self._steps, self._next_look = 0, LOOK_AGAIN
+        self._steps, self._looked = 0, 0
         self._verified: dict[str, Any] | None = None
 
     # ---- the run's state --------------------------------------------------------------------
@@ -258,14 +258,15 @@ class CapturedSteps:
                 agreed, and on from there with eager steps.
         """
         done = self._loop.step == self._loop.steps
-        due = self._steps >= self._next_look or (done and self._steps >= LOOK_AGAIN)
+        new = self._steps - self._looked
+        due = new >= LOOK_AGAIN and (done or new >= self._looked)
         kept = self._loop.good is not None and self._loop.good["step"] == self._loop.step
         if self._graphs is None or not (due or kept):
             return
         try:
             self._graphs.captured.check_surroundings()
             if due and self._graphs.has_next:
-                self._next_look = 2 * self._steps
+                self._looked = self._steps
                 with kept_rng():
                     self._graphs.look_again()
                 self._verified = self._loop.good
