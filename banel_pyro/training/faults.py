@@ -44,6 +44,7 @@ def locate_fault(loop: Loop, *, until: int) -> None:
     Raises:
         NonFiniteError: naming step and site; the parameters are those before that step.
     """
+    rows = {row["step"]: row for row in loop.history}
     if loop.good is not None:
         loop.load(loop.good, rollback=True)
     before = loop.state()
@@ -53,6 +54,8 @@ def locate_fault(loop: Loop, *, until: int) -> None:
         if where is not None:
             loop.load(before, rollback=True)
             raise NonFiniteError(before["step"], where)
+        if loop.step in rows:
+            loop.pass_again(rows[loop.step])
     loop.load(before, rollback=True)
 
 

@@ -238,16 +238,8 @@ class Loop:
         if not self.is_finite:
             locate_fault(self, until=self.step)
             raise NonFiniteError(self.step, "a number that is finite when the step is replayed")
-        values = (torch.as_tensor(self._meter) / self._metered).tolist()
-        elbo, penalty, log_likelihood, kl, entropy = values[:5]
-        self.last_terms = LossTerms(log_likelihood, kl, entropy, self.lam, penalty, elbo if self._whole else None)
-        entropies = dict(zip(self._sites, values[5:], strict=True))
-        row = self._row(self.last_terms, float(torch.as_tensor(norm)), entropies)
-        self.history.append(self.processes.on_first(lambda: row | self._judge()))
-        if "val_elbo" in self.history[-1]:
-            self.parameters.judge(self.history[-1]["val_elbo"])
-        torch.as_tensor(self._meter).zero_()
-        self._metered = 0
+        row = self._close(norm)
+        self._append(self.processes.on_first(lambda: row | self._judge()))
         if self.good is None or self.step - self.good["step"] >= GOOD_EVERY or self.step == self.steps:
             self.good = self.state()
         if self.capture is not None:
@@ -257,6 +249,26 @@ class Loop:
         found = self.collapse.check(self.history, self.sizes)
         if found is not None:
             raise CollapseError(self.step, *found)
+
+    def _close(self, norm: Tensor | None) -> dict[str, Any]:
+        """The row of the steps since the last log point, whose sums start anew."""
+        values = (torch.as_tensor(self._meter) / self._metered).tolist()
+        elbo, penalty, log_likelihood, kl, entropy = values[:5]
+        self.last_terms = LossTerms(log_likelihood, kl, entropy, self.lam, penalty, elbo if self._whole else None)
+        entropies = dict(zip(self._sites, values[5:], strict=True))
+        torch.as_tensor(self._meter).zero_()
+        self._metered = 0
+        return self._row(self.last_terms, float(torch.as_tensor(norm)), entropies)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        self.history.append(row)
+        if "val_elbo" in row:
+            self.parameters.judge(row["val_elbo"])
+
+    def pass_again(self, row: dict[str, Any]) -> None:
+        """Go by a log point once more, in a replay: its row is known."""
+        self._close(torch.zeros(()))
+        self._append(row)
 
     def _row(self, terms: LossTerms, norm: float, entropies: dict[str, float]) -> dict[str, Any]:
         lam = terms.lam

@@ -37,7 +37,7 @@ class Lengths:
     @classmethod
     def of(cls, steps: int) -> "Lengths":
         """A run of this many steps, at least 4; all but those up to the first log point count."""
-        log_every = max(1, min(max(LOG_EVERY, steps // 20), steps // 4))
+        log_every = max(1, min(LOG_EVERY, steps // 4))
         return cls(log_every, steps, log_every)
 
 
