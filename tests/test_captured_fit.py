@@ -433,6 +433,28 @@ def test_a_transform_before_the_graph_draws_what_it_draws_in_eager_steps(monkeyp
     same_numbers(*found)
 
 
+def test_a_second_size_that_cannot_be_captured_leaves_the_optimiser_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Adam has to hear of the captured steps before it makes eager ones."""
+    monkeypatch.setattr(captured_module, "WORTH_IT", 0.0)
+    monkeypatch.setattr(captured_module, "USES", 1)
+    monkeypatch.setattr(captured_module, "TIMED", 1)
+
+    def picky(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+        scale = float(mean * 0.0 + 1.0) if len(x) == 2 else 1.0
+        with pyro.plate("data", N):
+            pyro.sample("x", dist.Normal(mean, scale), obs=x)
+
+    found = []
+    for capture in ("auto", False):
+        pyro.clear_param_store()
+        options = OPTIONS | {"log_every": 20}
+        found.append(fit(picky, AutoNormal(model), rows(), batch_size=3, capture=capture, **options))
+    same_numbers(*found)
+
+
 @pytest.mark.parametrize("hide", ["closure", "handler", "underscore", "function"])
 def test_a_slow_counter_is_noticed_wherever_it_is(hide: str) -> None:
     class Slow(PyroModule):
