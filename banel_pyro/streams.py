@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["BLOCK", "OwnNoise", "SiteStreams", "rows_at_a_time"]
+from banel_pyro.capture.operators import swap_stream
+
+__all__ = ["BLOCK", "OwnNoise", "SiteStreams", "rows_at_a_time", "stream_states"]
 
 BLOCK = 16
 """Torch fills normal numbers on the CPU in blocks of so many: batches of whole blocks get the numbers of one batch."""
@@ -135,34 +137,40 @@ class _Drawing(TorchFunctionMode):
         return result
 
 
+def stream_states(stream: str, device: torch.device | None = None) -> list[Tensor]:
+    """States of torch's generators at the beginning of a stream.
+
+    Args:
+        stream: text that the stream is made from.
+        device: where numbers are drawn beside the CPU, or None.
+    """
+    seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little") >> 1
+    on = [torch.device("cpu"), *([device] if device is not None and device.type == "cuda" else [])]
+    return [torch.Generator(place).manual_seed(seed).get_state() for place in on]
+
+
 class OwnNoise(Messenger):
     """Lets a process draw the noise of its rows from a stream of its own, and all else from the one that is shared.
 
     The shared stream is torch's generator as it was found, in the same state on every process. Latents outside the
     data plate go on with it, so that every process draws the same; everything else in the block, dropout too, is
-    drawn from a stream that starts anew with the block. Afterwards the shared stream is where they left it.
+    drawn from a stream that starts anew with the block. Afterwards the shared stream is where they left it. Generators
+    are exchanged by an operator, so that a graph of the block can be made.
 
     Args:
         plate: name of the data plate.
-        stream: text that the stream of this process is made from.
+        states: where the stream of this process starts, from :func:`stream_states`; changed in place to where it
+            ends: a compiler would leave out an exchange whose result nobody reads.
         device: where numbers are drawn beside the CPU, or None.
     """
 
-    def __init__(self, plate: str | None, stream: str, device: torch.device | None = None) -> None:
+    def __init__(self, plate: str | None, states: Sequence[Tensor], device: torch.device | None = None) -> None:
         super().__init__()
-        self._plate = plate
-        self._seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "little") >> 1
-        self._generators = [torch.default_generator]
-        if device is not None and device.type == "cuda":
-            self._generators.append(torch.cuda.default_generators[device.index or 0])
+        self._plate, self._aside, self._devices = plate, states, (None, device)
         self._sharing = True
-        self._aside: list[Tensor] = []
 
     def __enter__(self) -> Any:
-        self._aside = [generator.get_state() for generator in self._generators]
-        for generator in self._generators:
-            generator.manual_seed(self._seed)
-        self._sharing = False
+        self._share(False)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
@@ -172,10 +180,9 @@ class OwnNoise(Messenger):
     def _share(self, sharing: bool) -> None:
         """Go over to the other stream."""
         if sharing != self._sharing:
-            left = [generator.get_state() for generator in self._generators]
-            for generator, state in zip(self._generators, self._aside, strict=True):
-                generator.set_state(state)
-            self._aside, self._sharing = left, sharing
+            for state, device in zip(self._aside, self._devices, strict=False):
+                swap_stream(state, device)
+            self._sharing = sharing
 
     def _pyro_sample(self, msg: Any) -> None:
         drawn = not (msg["done"] or msg["is_observed"]) and msg["value"] is None

@@ -226,7 +226,7 @@ def law_captured_run_is_the_eager_one(randomness: bool = False) -> None:
     options |= {"steps": 40, "batch_size": 5, "seed": 1, "log_every": 5, "progress": False}
     found = []
     for capture in (False, True):
-        uncompiled = mock.patch("banel_pyro.capture.step.has_compiler", return_value=False)
+        uncompiled = mock.patch("banel_pyro.capture.graphs.has_compiler", return_value=False)
         with pyro.get_param_store().scope(), uncompiled:
             try:
                 result = fit(model, AutoNormal(model), x, capture=capture, **options)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from banel_pyro.capture import flat, optimizers, step
+from banel_pyro.capture import flat, graphs, optimizers
 from banel_pyro.entropy import enumerated, joint
 from banel_pyro.entropy import shannon as entropy_module
 from banel_pyro.objectives import BaNEL_ELBO, BaNEL_TraceEnum_ELBO, BaNEL_TraceGraph_ELBO, banel, graph
@@ -17,7 +17,7 @@ from banel_pyro.objectives import enum as enum_form
 from banel_pyro.objectives import trace as trace_form
 from banel_pyro.objectives.trace import Costs
 from banel_pyro.terms import Summand
-from banel_pyro.training import captured
+from banel_pyro.training.loop_graphs import LoopGraphs
 from tests import laws
 from tests.cases import CASES, Case
 from tests.test_forms import test_loss_and_gradient_of_dependent_sites as dependent_sites
@@ -202,15 +202,15 @@ def rows_unweighted(patch: pytest.MonkeyPatch) -> None:
 
 def first_lam_for_ever(patch: pytest.MonkeyPatch) -> None:
     """A captured step has the λ with which it was traced."""
-    original = captured._Graphs.step
-    patch.setattr(captured._Graphs, "step", lambda self, index, lam, **options: original(self, index, 0.02, **options))
+    original = LoopGraphs.step
+    patch.setattr(LoopGraphs, "step", lambda self, index, lam, **options: original(self, index, 0.02, **options))
 
 
 def first_rows_for_ever(patch: pytest.MonkeyPatch) -> None:
     """A captured step has the rows of the first one."""
-    original = captured._Graphs.step
+    original = LoopGraphs.step
     rows = torch.arange(5)
-    patch.setattr(captured._Graphs, "step", lambda self, index, lam, **options: original(self, rows, lam, **options))
+    patch.setattr(LoopGraphs, "step", lambda self, index, lam, **options: original(self, rows, lam, **options))
 
 
 def optimiser_at_its_second_step(patch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def optimiser_at_its_second_step(patch: pytest.MonkeyPatch) -> None:
 
 def unchecked(patch: pytest.MonkeyPatch) -> None:
     """Nothing holds the graph against the eager step."""
-    patch.setattr(step, "check_same", lambda *args: None)
+    patch.setattr(graphs, "check_same", lambda *args: None)
 
 
 def effects_dropped(patch: pytest.MonkeyPatch) -> None:

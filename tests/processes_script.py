@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -154,7 +155,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(int(os.environ.get("LOCAL_RANK", 0)))  # what the first one has counts
-        self.layers = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 1))
+        self.layers = nn.Sequential(nn.Linear(1, 3, bias=False), nn.BatchNorm1d(3), nn.Dropout(0.2), nn.Linear(3, 1))
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", 10):
@@ -162,17 +163,27 @@ class Net(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         pyro.module("net", self.layers)
-        late = pyro.param("late", torch.randn(())) if self.steps > 4 else 0.0
-        self.steps += 1
         with pyro.plate("data", 10):
-            pyro.sample("z", dist.Normal(self.layers(x[:, None])[:, 0] + late, 0.5))
+            pyro.sample("z", dist.Normal(self.layers(x[:, None])[:, 0] + self.late(), 0.5))
+
+    def late(self) -> Tensor | float:
+        """Something that every step adds."""
+        return 0.0
+
+
+class Growing(Net):
+    """One that has a parameter more after some steps, which each process starts with a value of its own."""
 
     steps = 0
 
+    def late(self) -> Tensor | float:
+        self.steps += 1
+        return pyro.param("late", torch.randn(())) if self.steps > 5 else 0.0
 
-def network(out: Path, steps: int, **options: Any) -> dict[str, Any]:
+
+def network(out: Path, steps: int, net: Net | None = None, **options: Any) -> dict[str, Any]:
     """A run with a network, held-out rows and a callback that adds numbers of the process that it is called on."""
-    net = Net()
+    net = Growing() if net is None else net
 
     def rank(event: Event) -> dict[str, float]:
         return {"rank": float(os.environ.get("LOCAL_RANK", 0))}
@@ -278,7 +289,7 @@ def _said(attempt: Callable[[], Any]) -> str:
     with pyro.get_param_store().scope():
         try:
             attempt()
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, NonFiniteError) as error:
             return str(error)
     return "nothing"
 
@@ -320,9 +331,58 @@ def everything(folder: Path) -> dict[str, Any]:
 
 def loaded(folder: Path) -> float:
     with pyro.get_param_store().scope():
-        net = Net()
+        net = Growing()
         result = FitResult.load(folder, Pair(net.model, net.guide, data=lambda: rows(10)[0]))
         return float(result.history["elbo"].iloc[-1])
+
+
+def captured(folder: Path) -> dict[str, Any]:
+    """The same with captured steps: most of them run operation by operation, some compiled."""
+    compiled = TWO | {"capture": True}
+    found: dict[str, Any] = {"compiled": law("mixed", "shares differ", **compiled)}  # which starts them
+    mine = folder / f"process{os.environ['LOCAL_RANK']}"
+    network(mine / "half", 8, Net(), **compiled)
+    found["resumed"] = network(mine / "half", 11, Net(), resume=True, **compiled)
+    found["whole"] = network(mine / "whole", 11, Net(), **compiled)
+    found["eager"] = network(mine / "eager", 11, Net(), **TWO, capture=False)
+    with mock.patch("banel_pyro.capture.graphs.has_compiler", return_value=False):
+        found["law"] = {case: law(*case, **compiled) for case in LAWS}
+        found["several a call"] = law("mixed", "shares differ", **compiled, steps_per_call=2)
+        found["forms"] = forms(**compiled)
+        found["eager forms"] = forms(**TWO, capture=False)
+        found["not_finite"] = not_finite_in_a_graph(**compiled)
+        found["refused"] = [asking(capture, **TWO) for capture in (True, "auto")]
+    return found
+
+
+def not_finite_in_a_graph(**options: Any) -> str:
+    """What is said of a row whose likelihood breaks down, which one process has, after so many steps."""
+    steps = torch.zeros(())
+
+    def model(x: Tensor) -> None:
+        steps.add_(1)
+        with pyro.plate("data", 8):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            lost = torch.where(steps > 25, torch.log(1.9 - x), 0.0) if os.environ["LOCAL_RANK"] == "1" else 0.0
+            pyro.sample("x", dist.Normal(z + lost, 1.0, validate_args=False), obs=x)
+
+    guide = AutoNormal(model)
+    return _said(
+        lambda: fit(model, guide, rows(8)[0], steps=40, log_every=10, seed=0, progress=False, collapse=None, **options)
+    )
+
+
+def asking(capture: Any, **options: Any) -> str:
+    """What becomes of steps that one process alone cannot capture."""
+    model, guide, _ = noisy()
+
+    def asks(x: Tensor) -> None:
+        model(x)
+        if os.environ["LOCAL_RANK"] == "1":
+            float(x.sum())
+
+    with mock.patch("banel_pyro.training.captured.WORTH_IT", 0.0):
+        return _said(lambda: fit(asks, guide, rows(10)[0], steps=9, seed=0, progress=False, capture=capture, **options))
 
 
 def failing(folder: Path) -> None:
@@ -346,7 +406,8 @@ def plain(folder: Path) -> dict[str, Any]:
 def main() -> None:
     torch.set_default_dtype(torch.float64)
     folder = Path(sys.argv[2])
-    found = {"everything": everything, "failing": failing, "plain": plain}[sys.argv[1]](folder)
+    tasks = {"everything": everything, "captured": captured, "failing": failing, "plain": plain}
+    found = tasks[sys.argv[1]](folder)
     torch.save(found, folder / f"found{os.environ.get('LOCAL_RANK', 0)}.pt")
 
 

@@ -17,11 +17,11 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor, nn
 
 from banel_pyro import BaNEL_ELBO, CapturedSVI, CaptureError, LossTerms
-from banel_pyro.capture import compiler, products, step
+from banel_pyro.capture import compiler, graphs, products, step
 from banel_pyro.capture.check import check_same, difference
 from banel_pyro.capture.flat import as_found, flat_graph, patched
 from banel_pyro.capture.optimizers import GraphOptimizer
-from banel_pyro.capture.products import replace_products
+from banel_pyro.capture.products import choose_products
 from banel_pyro.seeding import fork_rng
 from tests.cases import CASES, FORM_CASES, FORMS, Case
 
@@ -31,8 +31,8 @@ X = torch.linspace(-1.0, 2.5, 8)
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run operation by operation, which is what most of this is about, and quick to make."""
-    monkeypatch.setattr(step, "has_compiler", lambda: False)
-    monkeypatch.setattr(step, "_said", set())
+    monkeypatch.setattr(graphs, "has_compiler", lambda: False)
+    monkeypatch.setattr(graphs, "_said", {""})
 
 
 def model(x: Tensor) -> None:
@@ -486,8 +486,8 @@ def test_a_graph_that_does_not_compile_runs_as_it_is(
     def broken(*args: Any) -> None:
         raise NotImplementedError("no such thing")
 
-    monkeypatch.setattr(step, "compiled", broken)
-    monkeypatch.setattr(step, "_said", set())
+    monkeypatch.setattr(graphs, "compiled", broken)
+    monkeypatch.setattr(graphs, "_said", {""})
     losses = losses_of(BaNEL_ELBO())
     assert losses == pytest.approx(losses_of(BaNEL_ELBO(), eager=True), rel=1e-5)
     assert [r.message for r in caplog.records] == [
@@ -503,8 +503,8 @@ def test_without_a_compiler_it_says_so_once(no_compiler: None, caplog: pytest.Lo
 def test_a_graph_that_takes_too_long_to_compile_runs_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(step, "MOST_NODES", 100)
-    monkeypatch.setattr(step, "compiled", None)  # is not called
+    monkeypatch.setattr(graphs, "MOST_NODES", 100)
+    monkeypatch.setattr(graphs, "compiled", None)  # is not called
     with caplog.at_level("INFO", "banel_pyro"):
         assert losses_of(BaNEL_ELBO()) == pytest.approx(losses_of(BaNEL_ELBO(), eager=True), rel=1e-5)
     assert "takes too long to compile" in caplog.text
@@ -538,6 +538,12 @@ def test_the_penalty_adds_pointwise_nodes_only() -> None:
 # ---- matrix products --------------------------------------------------------------------------------------------
 
 
+def replace(flat: Any, arguments: list[Tensor], decisions: dict[str, str]) -> None:
+    """Choose kernels, and take them."""
+    chosen = choose_products(flat.module, [*arguments, *flat.held], decisions)
+    products.replace_products(flat.module, chosen, decisions)
+
+
 def _products() -> tuple[Any, list[Tensor]]:
     w, bias, x = torch.randn(80, 130), torch.randn(80), torch.randn(150, 130)
 
@@ -553,7 +559,7 @@ def test_a_product_of_onednn_is_the_same_product(compile: bool, monkeypatch: pyt
     monkeypatch.setenv(products.SWITCH, "onednn")
     body, arguments = _products()
     flat, decisions = flat_graph(body, arguments), {}
-    replace_products(flat.module, [*arguments, *flat.held], decisions)
+    replace(flat, arguments, decisions)
     targets = [str(node.target) for node in flat.module.graph.nodes]
     assert targets.count("banel_pyro.product.default") == 3  # the last one is too small to matter
     assert sorted(set(decisions.values())) == ["onednn"]
@@ -567,14 +573,14 @@ def test_products_are_left_alone_on_request(monkeypatch: pytest.MonkeyPatch) -> 
     body, arguments = _products()
     flat, decisions = flat_graph(body, arguments), {}
     monkeypatch.setenv(products.SWITCH, "torch")
-    replace_products(flat.module, [*arguments, *flat.held], decisions)
+    replace(flat, arguments, decisions)
     monkeypatch.setenv(products.SWITCH, "auto")
     monkeypatch.setattr(products, "_has_onednn", lambda: False)
-    replace_products(flat.module, [*arguments, *flat.held], decisions)
+    replace(flat, arguments, decisions)
     assert not decisions
     monkeypatch.setenv(products.SWITCH, "fast")
     with pytest.raises(ValueError, match=r"BANEL_PRODUCTS='fast': expected"):
-        replace_products(flat.module, [*arguments, *flat.held], decisions)
+        replace(flat, arguments, decisions)
 
 
 def test_the_faster_product_is_taken_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -584,13 +590,13 @@ def test_the_faster_product_is_taken_and_remembered(tmp_path: Path, monkeypatch:
     body, arguments = _products()
     for _ in range(2):
         flat, decisions = flat_graph(body, arguments), {}
-        replace_products(flat.module, [*arguments, *flat.held], decisions)
+        replace(flat, arguments, decisions)
         assert set(decisions.values()) == {"onednn"}
         monkeypatch.setattr(products, "_faster", None)  # is not asked again
     (known,) = json.loads((tmp_path / "banel_pyro" / "products.json").read_text()).values()
     assert known == decisions
     flat = flat_graph(body, arguments)
-    replace_products(flat.module, [*arguments, *flat.held], dict.fromkeys(decisions, "torch"))  # as it was decided
+    replace(flat, arguments, dict.fromkeys(decisions, "torch"))  # as it was decided
     assert not any("product" in str(node.target) for node in flat.module.graph.nodes)
 
 

@@ -28,7 +28,7 @@ from banel_pyro import (
     Split,
     fit,
 )
-from banel_pyro.capture import step as step_module
+from banel_pyro.capture import graphs
 from banel_pyro.training import captured as captured_module
 from banel_pyro.training.captured import CapturedSteps
 
@@ -42,8 +42,8 @@ OPTIONS: dict[str, Any] = {
 def no_compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs run operation by operation, but in the tests that are marked."""
     if "compiles" not in request.keywords:
-        monkeypatch.setattr(step_module, "has_compiler", lambda: False)
-        monkeypatch.setattr(step_module, "_said", set())
+        monkeypatch.setattr(graphs, "has_compiler", lambda: False)
+        monkeypatch.setattr(graphs, "_said", {""})
 
 
 def rows() -> Tensor:

@@ -417,7 +417,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_steps_are_captured_on_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("banel_pyro.capture.step.has_compiler", lambda: False)
+    monkeypatch.setattr("banel_pyro.capture.graphs.has_compiler", lambda: False)
     options = ("--steps", "30", "--draws", "5", "--quiet")
     for capture in ("yes", "no"):
         assert banel("fit", "pairs:fine", *options, "--capture", capture, "--out", capture).code == 0

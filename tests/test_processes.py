@@ -64,6 +64,16 @@ def two(folder: Path) -> list[Any]:
     return found(folder)
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What they make of captured steps."""
+    folder = tmp_path_factory.mktemp("graphs")
+    done = run(SCRIPT, "captured", folder, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("training is eager: on another process: model, guide or obj") == 1, done.stderr
+    return found(folder)
+
+
 def close(one: dict[str, Any], other: dict[str, Any]) -> bool:
     columns = one["history"].keys() | other["history"].keys()
     terms = all(np.allclose(one["history"][c], other["history"][c], rtol=0, atol=1e-10) for c in columns)
@@ -269,3 +279,48 @@ def test_mixed_precision_computes_products_in_bfloat16_and_the_rest_in_float32()
     assert net.weight.dtype == torch.float32
     assert np.isfinite(found["bf16-mixed"]).all()
     assert 0 < np.abs(found["bf16-mixed"] - found["32-true"]).max() < 0.05
+
+
+# ---- captured steps ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", ["shares differ", "a share is empty", "all rows", "accumulated"])
+@pytest.mark.parametrize("name", ["local", "local, len(x)", "global", "mixed"])
+def test_captured_steps_of_two_are_those_of_one(script: Any, graphs: list[Any], name: str, sizes: str) -> None:
+    one = script.law(name, sizes)
+    assert all(close(one, found["law"][name, sizes]) for found in graphs)
+
+
+@pytest.mark.parametrize("how", ["compiled", "several a call"])
+def test_however_they_are_captured(script: Any, graphs: list[Any], how: str) -> None:
+    one = script.law("mixed", "shares differ")
+    assert all(close(one, found[how]) for found in graphs)
+
+
+def test_draws_of_captured_steps_are_those_of_eager_ones(graphs: list[Any]) -> None:
+    """In all forms, with autoguides and particles; running means and dropout too, compiled."""
+    for found in graphs:
+        pairs = {name: (found["forms"][name], found["eager forms"][name]) for name in found["forms"]}
+        for name, (ours, eager) in (pairs | {"network": (found["whole"], found["eager"])}).items():
+            for key, tensor in eager["tensors"].items():
+                assert torch.allclose(ours["tensors"][key], tensor, rtol=1e-9, atol=1e-11), (name, key)
+            assert np.allclose(ours["history"]["elbo"], eager["history"]["elbo"], rtol=1e-9), name
+
+
+def test_captured_runs_of_two_are_alike_and_resume_bit_for_bit(graphs: list[Any]) -> None:
+    one, other = graphs
+    assert same(one["whole"], other["whole"])
+    assert all(same(found["whole"], found["resumed"]) for found in graphs)
+    assert all(same(one["forms"][name], other["forms"][name]) for name in one["forms"])
+
+
+def test_numbers_that_are_not_finite_stop_captured_steps_of_both(graphs: list[Any]) -> None:
+    assert graphs[0]["not_finite"] == graphs[1]["not_finite"]
+    assert "not finite" in graphs[0]["not_finite"]
+
+
+def test_what_one_cannot_capture_neither_does(graphs: list[Any]) -> None:
+    (elsewhere, first), (here, second) = (found["refused"] for found in graphs)
+    assert "ask for the value of a tensor" in here
+    assert elsewhere == f"on another process: {here}"
+    assert first == second == "nothing"

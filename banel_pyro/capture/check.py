@@ -42,21 +42,22 @@ def check_same(
     Raises:
         CaptureError: naming what differs and by how much.
     """
+    roundings, found = SAME_OPERATIONS if graph is flat else OTHER_ORDER, []
     for number, arguments in enumerate(trials):
         eager, captured = (_trial(step, flat, arguments, seed + number) for step in (body, graph))
-        roundings = SAME_OPERATIONS if graph is flat else OTHER_ORDER
         wrong = difference(eager, captured, before=flat.changed, roundings=roundings)
-        if wrong is not None:
-            raise CaptureError(
-                f"the captured step differs from the eager one in trial {number + 1} of {len(trials)}: {wrong}. "
-                "Something in it is not a function of tensors and torch's generator: Python or NumPy randomness, a "
-                "branch, a counter, sites that come and go. Use capture=False, or take that out."
-            )
+        found += [] if wrong is None else [f"in trial {number + 1} of {len(trials)}: {wrong}"]
+    if found:  # only now: processes that share a step make all trials, or none
+        raise CaptureError(
+            f"the captured step differs from the eager one {found[0]}. Something in it is not a function of tensors "
+            "and torch's generator: Python or NumPy randomness, a branch, a counter, sites that come and go. Use "
+            "capture=False, or take that out."
+        )
 
 
 def _trial(step: Callable[..., Any], flat: FlatGraph, arguments: Sequence[Tensor], seed: int) -> Trial:
     with as_found(flat.changed), fork_rng(seed), unvalidated():
-        outputs = [tensor.detach().clone() for tensor in step(*arguments)]
+        outputs = [tensor.detach().clone() for tensor in step(*(tensor.clone() for tensor in arguments))]
         return outputs, [tensor.detach().clone() for tensor in flat.changed]
 
 

@@ -25,6 +25,7 @@ _OPTIONS: dict[str, Any] = {
     "size_asserts": False,  # shapes are those of the graph: whoever calls it looked
     "alignment_asserts": False,
     "nan_asserts": False,
+    "reorder_for_peak_memory": False,  # nothing but their order ties draws to the generator
 }
 
 

@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from banel_pyro.seeding import kept_rng
 
-__all__ = ["Products", "replace_products"]
+__all__ = ["Products", "choose_products", "replace_products"]
 
 _log = logging.getLogger("banel_pyro")
 
@@ -41,33 +41,51 @@ Products = dict[str, str]
 """By product, whose kernel it takes: ``"torch"`` or ``"onednn"``."""
 
 
-def replace_products(graph: GraphModule, inputs: Sequence[Tensor], decisions: Products) -> None:
-    """Give each matrix product of a graph the faster kernel.
+def choose_products(graph: GraphModule, inputs: Sequence[Tensor], decisions: Products) -> dict[Node, str]:
+    """Decide about each matrix product of a graph.
 
     Args:
-        graph: the graph, changed in place.
+        graph: the graph.
         inputs: example inputs.
         decisions: what was decided before, which is kept; what is new is added.
+
+    Returns:
+        The products, by node; names of decisions.
+
+    Raises:
+        ValueError: if the environment asks for an unknown kernel.
     """
     switch = os.environ.get(SWITCH, "auto")
     if switch not in ("auto", "torch", "onednn"):
         raise ValueError(f"{SWITCH}={switch!r}: expected 'auto', 'torch' or 'onednn'. Unset it for 'auto'.")
     if switch == "torch" or not _has_onednn():
-        return
+        return {}
     with torch.no_grad(), kept_rng():
         found = _Shapes(graph).of(inputs)
-    for node, (bias, a, b) in found.items():
-        key = _key(bias, a, b)
+    for operands in found.values():
+        key = _key(*operands)
         if switch == "onednn":
             decisions[key] = "onednn"
         elif key not in decisions:
-            decisions[key] = _remembered(key, lambda bias=bias, a=a, b=b: _faster(bias, a, b))  # type: ignore[misc]
+            decisions[key] = _remembered(key, lambda operands=operands: _faster(*operands))  # type: ignore[misc]
+    return {node: _key(*operands) for node, operands in found.items()}
+
+
+def replace_products(graph: GraphModule, chosen: Mapping[Node, str], decisions: Products) -> None:
+    """Give each matrix product of a graph the kernel that was decided on.
+
+    Args:
+        graph: the graph, changed in place.
+        chosen: its products, from :func:`choose_products`.
+        decisions: by name.
+    """
+    for node, key in chosen.items():
         if decisions[key] == "onednn":
-            _replace(graph, node)
+            _replace(node)
     graph.recompile()
 
 
-def _replace(graph: GraphModule, node: Node) -> None:
+def _replace(node: Node) -> None:
     node.args = (None, *node.args) if node.target is torch.ops.aten.mm.default else tuple(node.args)
     node.target = torch.ops.banel_pyro.product.default
 

@@ -9,17 +9,15 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 
 from banel_pyro.capture.flat import CaptureError
-from banel_pyro.capture.step import Captured
-from banel_pyro.schedules import Constant
 from banel_pyro.seeding import kept_rng
+from banel_pyro.training.loop_graphs import LoopGraphs
 
 if TYPE_CHECKING:
+    from banel_pyro.capture.body import Step
     from banel_pyro.capture.products import Products
-    from banel_pyro.capture.step import Step
     from banel_pyro.training.loop import Loop
 
 __all__ = ["Capture", "CapturedSteps", "checked_capture"]
@@ -38,8 +36,6 @@ GRAPHS = 4
 """Graphs of different batch sizes; further ones are trained on eagerly."""
 LOOK_AGAIN = 128
 """Captured steps after which a graph is held against the eager step once more; then after twice as many, and so on."""
-TRIALS = 3
-"""Steps, each with draws of its own, on which a new graph is held against the eager step."""
 
 
 def checked_capture(capture: Any) -> Capture:
@@ -74,7 +70,7 @@ class CapturedSteps:
         self._products: Products = {}
         self._patience = math.inf
         self._transform_inside = True
-        self._graphs: _Graphs | None = None
+        self._graphs: LoopGraphs | None = None
         self._clock: list[float] = []
         self.seconds = 0.0
         self._steps, self._looked = 0, 0
@@ -93,13 +89,14 @@ class CapturedSteps:
             self._graphs.captured.push()
 
     def state(self) -> dict[str, Any]:
-        """What was decided: whether steps are captured, for which numbers of rows, and which kernels they take."""
+        """What was decided: whether steps are captured, for which numbers of rows, which kernels they take."""
         return {
             "on": self._on,
             "sizes": dict(self._sizes),
             "products": dict(self._products),
             "patience": self._patience,
             "transform_inside": self._transform_inside,
+            "moved": self._loop.processes.moved_of(self._loop.parameters),
         }
 
     def load(self, state: Mapping[str, Any] | None) -> None:
@@ -110,6 +107,7 @@ class CapturedSteps:
             self._sizes, self._products = dict(state["sizes"]), dict(state["products"])
             self._transform_inside = state["transform_inside"]
             self._patience = state["patience"] if self._mode == "auto" else math.inf
+            self._loop.processes.set_moved(self._loop.parameters, state["moved"])
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -192,9 +190,9 @@ class CapturedSteps:
             self._verified = self._verified or loop.good
         return True
 
-    def _new_graphs(self) -> _Graphs:
+    def _new_graphs(self) -> LoopGraphs:
         loop = self._loop
-        graphs = _Graphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
+        graphs = LoopGraphs(loop, loop.parameters.optimizer, transform_inside=self._transform_inside)
         graphs.captured.products, graphs.captured.patience = self._products, self._patience
         return graphs
 
@@ -204,6 +202,7 @@ class CapturedSteps:
         if len(self._clock) <= TIMED:
             return False
         ahead = min(b - a for a, b in pairwise(self._clock)) * (self._loop.steps - self._loop.step)
+        ahead = self._loop.processes.on_first(lambda: ahead)  # one decision for all
         self._on, self._patience = ahead > WORTH_IT, ahead / 2
         return self._on
 
@@ -246,7 +245,8 @@ class CapturedSteps:
 
     def _give_up(self, error: CaptureError) -> None:
         self._on, self._graphs = False, None
-        _log.warning("training is eager: %s", error)
+        if self._loop.processes.rank == 0:
+            _log.warning("training is eager: %s", error)
 
     # ---- looking again ----------------------------------------------------------------------
 
@@ -276,91 +276,3 @@ class CapturedSteps:
             if self._verified is not None:
                 self._loop.load(self._verified, rollback=True)
             self._give_up(error)
-
-
-def _moves_momentum(scheduler: Any) -> bool:
-    """Whether a scheduler, or one of those that it is made of, moves more than the learning rate."""
-    parts = getattr(scheduler, "_schedulers", [])
-    return bool(getattr(scheduler, "cycle_momentum", False)) or any(map(_moves_momentum, parts))
-
-
-class _Graphs:
-    """The graphs of a loop's steps, and the eager step that they stand for.
-
-    Args:
-        loop: the run.
-        optimizer: its optimiser.
-        transform_inside: whether rows are picked and transformed in the graph, or before it.
-    """
-
-    def __init__(self, loop: Loop, optimizer: Any, *, transform_inside: bool) -> None:
-        self._loop, self.transform_inside, self.made = loop, transform_inside, set[int]()
-        lam = loop.schedule(loop.step, loop.last_terms)
-        self._sites = list(lam) if isinstance(lam, Mapping) else [""]
-        if isinstance(loop.schedule, Constant):
-            self._sites = []
-        # a scheduler of momentum as well changes what a graph takes for constant
-        inside = not _moves_momentum(loop.parameters.scheduler)
-        watched = {"model": loop.model, "guide": loop.guide, "transform": loop.transform if transform_inside else None}
-        self.captured = Captured(
-            self._differentiate, optimizer, clip_norm=loop.clip_norm, inside=inside, watched=watched
-        )
-
-    def step(self, index: Tensor | None, lam: Any, *, ahead: bool = False) -> Step:
-        """A step as tensors and scheduled numbers; one that lies ``ahead`` moves nothing."""
-        numbers = [lam.get(site, 0.0) if isinstance(lam, Mapping) else lam for site in self._sites]
-        tensors: tuple[Tensor, ...] = () if index is None else (index,)
-        if not self.transform_inside:
-            tensors += self._loop.picked(index)
-        return self.captured.step_of(tensors, numbers, ahead=ahead)
-
-    def _differentiate(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The first half of an eager step, as a function of tensors."""
-        loop, count = self._loop, len(inputs) - len(self._sites)
-        tensors, lams = list(inputs[:count]), [lam.to(torch.get_default_dtype()) for lam in inputs[count:]]
-        if self._sites:
-            loop.objective.lam = lams[0] if self._sites == [""] else dict(zip(self._sites, lams, strict=True))
-        index = None if loop.index() is None else tensors.pop(0)
-        terms, entropies, size = loop.gradients(index, loop.picked(index) if self.transform_inside else tuple(tensors))
-        loop.record(terms, entropies, size)
-        return torch.as_tensor(terms.loss).detach(), []
-
-    def takes(self, lam: Any) -> bool:
-        """Whether a λ is for the sites that the graphs were made for."""
-        if isinstance(lam, Mapping):
-            return not self._sites or set(lam) <= set(self._sites)
-        return self._sites in ([], [""])
-
-    def prepare(self, rows: int, counts: set[int]) -> None:
-        """Make the graphs for the loop's next step, which sees so many rows, and for several such steps in one."""
-        try:
-            examples = self._examples(TRIALS)
-            for count in counts:
-                # rows of its own for each step of a call
-                trials = [[examples[(i + j) % TRIALS] for j in range(count)] for i in range(TRIALS)]
-                self.captured.prepare(trials[0], trials, seed=self._loop.seed)
-        finally:
-            self._loop.objective.lam = self._loop.lam
-            self.captured.eager()
-        self.made.add(rows)
-
-    @property
-    def has_next(self) -> bool:
-        """Whether there is a graph for the loop's next step."""
-        index = self._loop.index()
-        return (0 if index is None else len(index)) in self.made
-
-    def look_again(self) -> None:
-        """Hold the graph for the next step against the eager step, from where the run has got to."""
-        step = self._examples(1)[0]
-        try:
-            self.captured.check([step], seed=self._loop.seed + self._loop.step)
-        finally:
-            self._loop.objective.lam = self._loop.lam
-
-    def _examples(self, count: int) -> list[Step]:
-        """The next step, and others of the same kind: with other rows, where a step does not see all."""
-        loop = self._loop
-        index, lam = loop.index(), loop.schedule(loop.step, loop.last_terms)
-        others = [None] * count if index is None else [(index + i) % len(loop.rows[0]) for i in range(count)]
-        return [self.step(rows, lam, ahead=True) for rows in others]

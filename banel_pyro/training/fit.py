@@ -114,8 +114,7 @@ def fit(
             and stop the run.
         dtype: floating-point type of data, modules (cast in place) and all that is made in the run.
         capture: whether steps run as one compiled graph, without Pyro: True, False or ``"auto"``, which captures long
-            runs that can be. The same draws and the same numbers, to rounding; see :mod:`banel_pyro.capture`. More
-            than one process make eager steps.
+            runs that can be. The same draws and the same numbers, to rounding; see :mod:`banel_pyro.capture`.
         steps_per_call: captured steps that one call makes: for models so small that a call is most of a step.
         accelerator: ``"cpu"``, ``"gpu"`` (or ``"cuda"``, ``"mps"``), or ``"auto"``, by default where any of the next
             four is given. Data and parameters go there for the run, and are on the CPU afterwards.
@@ -198,7 +197,7 @@ def fit(
             log_every=plan.log_every, validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm,
             collapse=collapse, processes=processes,
         )  # fmt: skip
-        if capture and processes.count == 1:  # rows of several processes draw from generators that Python swaps
+        if capture:
             loop.capture = CapturedSteps(capture, loop, steps_per_call=steps_per_call)
 
         def result() -> FitResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -141,15 +141,24 @@ class Loop:
         index = self.index()
         return self.gradients(index, self.picked(index))
 
-    def gradients(self, index: Tensor | None, rows: Rows) -> tuple[LossTerms, dict[str, Tensor], int]:
-        """Terms, entropies and number of some rows; leaves gradients at the parameters."""
-        size = len(rows[0]) if rows else 1
-        with self.processes.noise(self.plate.name, self.seed, self.step):
+    def gradients(
+        self, index: Tensor | None, rows: Rows, streams: Sequence[Tensor] | None = None
+    ) -> tuple[LossTerms, dict[str, Tensor], int]:
+        """Terms, entropies and number of some rows; leaves gradients at the parameters.
+
+        Args:
+            index: the indices of the rows, or None for all.
+            rows: the rows, transformed.
+            streams: where the noise of this process starts, for a graph; parameters are then those of the last step.
+        """
+        size, known = len(rows[0]) if rows else 1, streams is not None
+        streams = self.processes.streams(self.seed, self.step) if streams is None else streams
+        with self.processes.noise(self.plate.name, streams):
             parts = [self._differentiate(*part) for part in self._parts(index, rows, size)]
         terms, entropies = parts[0]
         for more, sites in parts[1:]:
             terms, entropies = terms + more, {site: entropies[site] + sites[site] for site in entropies}
-        return *self.processes.add_up_step(self.parameters, terms, entropies), size
+        return *self.processes.add_up_step(self.parameters, terms, entropies, known=known), size
 
     def _parts(self, index: Tensor | None, rows: Rows, size: int) -> list[tuple[Tensor | None, Rows, float]]:
         """The batches that this process computes of a step, each with its weight.

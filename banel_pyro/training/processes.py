@@ -12,7 +12,9 @@ import torch.distributed as collective
 from torch import Tensor
 
 from banel_pyro.batches import Rows
-from banel_pyro.streams import OwnNoise
+from banel_pyro.capture.flat import CaptureError
+from banel_pyro.capture.operators import add_up
+from banel_pyro.streams import OwnNoise, stream_states
 from banel_pyro.terms import LossTerms
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.stopping import CollapseError
@@ -47,6 +49,7 @@ class Processes:
     device: torch.device | None = None
     precision: str | None = None
     _agreed: set[Tensor] = field(default_factory=set)
+    _moved: set[Tensor] = field(default_factory=set)
     _sites: list[str] | None = None
 
     @property
@@ -70,11 +73,13 @@ class Processes:
         start, stop = (size * r // self.count for r in (self.rank, self.rank + 1))
         return [slice(i, min(i + batch, stop)) for i in range(start, stop, batch)] or [slice(start, start)]
 
-    def noise(self, plate: str | None, seed: int, step: int) -> AbstractContextManager[Any]:
+    def streams(self, seed: int, step: int) -> list[Tensor]:
+        """Where the noise of this process's rows starts in a step; nothing if there is one process."""
+        return [] if self.count == 1 else stream_states(f"{seed}/{step}/{self.rank}", self.device)
+
+    def noise(self, plate: str | None, streams: Sequence[Tensor]) -> AbstractContextManager[Any]:
         """In the block, rows of this process have noise of their own; latents outside the data plate stay shared."""
-        if self.count == 1:
-            return nullcontext()
-        return OwnNoise(plate, f"{seed}/{step}/{self.rank}", self.device)
+        return nullcontext() if self.count == 1 else OwnNoise(plate, streams, self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The block in which a loss is computed: matrix products are in bfloat16 under ``"bf16-mixed"``."""
@@ -95,7 +100,7 @@ class Processes:
             tensors: floating-point, of the same shapes in the same order on every process.
         """
         if self.count > 1:
-            self._in_one(tensors, collective.all_reduce)
+            self._in_one(tensors, add_up)
 
     @torch.no_grad()
     def take_from_first(self, tensors: Sequence[Tensor]) -> None:
@@ -141,30 +146,66 @@ class Processes:
         return found
 
     def add_up_step(
-        self, parameters: Parameters, terms: LossTerms, entropies: Mapping[str, Tensor]
+        self, parameters: Parameters, terms: LossTerms, entropies: Mapping[str, Tensor], *, known: bool = False
     ) -> tuple[LossTerms, dict[str, Tensor]]:
         """The gradients and terms of a whole step, from those of its shares.
 
         A parameter without a gradient on every process stays without; running means of modules are process 0's.
 
+        Args:
+            parameters: those of this process, with the gradients of its share.
+            terms: of its share.
+            entropies: of its share.
+            known: whether parameters, and which of them have gradients, are as in the last step: for a graph, which
+                cannot look.
+
         Raises:
             ValueError: on every process, for sites or parameters that only some of them have.
+            CaptureError: for ``known``, if they are others.
         """
         if self.count == 1:
             return terms, dict(entropies)
         names = [name for name, value in vars(terms).items() if name != "lam" and value is not None]
         self._check_sites([*names, *entropies])
-        trained = list(parameters.trained().values())
-        agreed, late = ([p for p in trained if (p in self._agreed) == known] for known in (True, False))
+        trained, running = list(parameters.trained().values()), parameters.running()
         device = trained[0].device if trained else self.device
         values = [*(getattr(terms, name) for name in names), *entropies.values()]
         numbers = [torch.as_tensor(value, device=device).clone() for value in values]
+        firsts = [buffer.clone() if self.rank == 0 else torch.zeros_like(buffer) for buffer in running]
+        if known:
+            self._add_up_known(trained, [*numbers, *firsts])
+        else:
+            self._add_up_new(parameters, trained, [*numbers, *firsts])
+        for buffer, first in zip(running, firsts, strict=True):
+            buffer.copy_(first)
+        found = dict(zip(names, numbers, strict=False))
+        return LossTerms(**found, lam=terms.lam), dict(zip(entropies, numbers[len(names) :], strict=True))
+
+    def moved_of(self, parameters: Parameters) -> list[str]:
+        """Names of the parameters that had a gradient, on any process, in the last step that was not a graph's."""
+        return [name for name, tensor in parameters.trained().items() if tensor in self._moved]
+
+    def set_moved(self, parameters: Parameters, names: Sequence[str]) -> None:
+        """Take over what :meth:`moved_of` gave in a run that goes on."""
+        trained = parameters.trained()
+        self._moved = {trained[name] for name in names}
+
+    def _add_up_known(self, trained: list[Tensor], numbers: list[Tensor]) -> None:
+        """Add up gradients of the parameters that had one in the last step, and numbers, in place."""
+        if any(parameter.grad is not None and parameter not in self._moved for parameter in trained):
+            raise CaptureError("a parameter has a gradient that had none before. Use capture=False.")
+        moved = [parameter for parameter in trained if parameter in self._moved]
+        for parameter in moved:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        self.add_up([*(torch.as_tensor(parameter.grad) for parameter in moved), *numbers])
+
+    def _add_up_new(self, parameters: Parameters, trained: list[Tensor], numbers: list[Tensor]) -> None:
+        """The same in a step that may have new parameters, on which the processes agree first."""
+        agreed, late = ([p for p in trained if (p in self._agreed) == known] for known in (True, False))
+        self._moved = set()
         if self._add_up_gradients(agreed, numbers, new=bool(late)):
             self.agree(parameters)
             self._add_up_gradients(late, [])
-        self.take_from_first(parameters.running())
-        found = dict(zip(names, numbers, strict=False))
-        return LossTerms(**found, lam=terms.lam), dict(zip(entropies, numbers[len(names) :], strict=True))
 
     def _add_up_gradients(self, trained: list[Tensor], numbers: list[Tensor], *, new: bool = False) -> bool:
         """Add up gradients and numbers, in place; True if a process has parameters that are new."""
@@ -176,6 +217,7 @@ class Processes:
         *seen, fresh = flags.tolist()
         for parameter, gradient, count in zip(trained, gradients, seen, strict=True):
             parameter.grad = gradient if count else None
+            self._moved |= {parameter} if count else set()
         return bool(fresh)
 
     def agree(self, parameters: Parameters) -> None:
@@ -269,7 +311,7 @@ class Processes:
         """Leave the others when this process fails alone, so that they fail at once and do not wait for it."""
         try:
             yield
-        except (NonFiniteError, CollapseError):  # all processes see the same numbers, and raise the same
+        except (NonFiniteError, CollapseError, CaptureError):  # all see the same numbers, and raise the same
             raise
         except BaseException as error:
             if self.count > 1:
