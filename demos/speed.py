@@ -139,7 +139,7 @@ def products(args: argparse.Namespace, measured: Measured, images: torch.Tensor)
 
 def job_table(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The whole job."""
-    sizes = {"repeats": min(args.repeats, 3), "rows": args.rows, "epochs": args.epochs, "seed": args.seed}
+    sizes = {"repeats": min(args.repeats, 2), "rows": args.rows, "epochs": args.epochs, "seed": args.seed}
     found = job.job_table(**sizes, threads=args.threads, inline=args.inline)
     text = markdown.job_text(found, args.target, "Pyro SVI, loader")
     return found, text + ("" if HAS_PYTHAE else "\n\npythae is not installed: pip install -e '.[bench]' adds its line.")
@@ -148,7 +148,7 @@ def job_table(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def growth_table(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Time and memory against rows and sites."""
     sizes = {"rows": args.grown_rows, "sites": args.grown_sites}
-    options = {"steps": args.steps, "repeats": min(args.repeats, 3), "seed": args.seed, "inline": args.inline}
+    options = {"steps": args.steps, "repeats": min(args.repeats, 2), "seed": args.seed, "inline": args.inline}
     found = growth.growth_table(sizes, threads=args.threads, **options)
     return dict(found), markdown.growth_text(found)
 
@@ -239,10 +239,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="which tables (default: all)")
     parser.add_argument("--problems", nargs="+", choices=problems, metavar="NAME", help=f"of {', '.join(problems)}")
     parser.add_argument(
-        "--repeats", default=5, help="rounds; at most 3 of job and growth (default: %(default)s)", **number
+        "--repeats", default=3, help="rounds; at most 2 of job and growth (default: %(default)s)", **number
     )
     parser.add_argument(
-        "--steps", default=1000, help="of a run, 20 or more; fewer for MNIST (default: %(default)s)", **number
+        "--steps",
+        default=150,
+        help="of a run, 20 or more; more where a step is short, fewer for MNIST (default: %(default)s)",
+        **number,
     )
     parser.add_argument("--epochs", default=10, help="of the whole job, 2 or more (default: %(default)s)", **number)
     parser.add_argument("--target", type=float, default=-110.0, help="held-out ELBO in nats (default: %(default)s)")

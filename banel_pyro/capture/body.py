@@ -14,7 +14,7 @@ from torch import Tensor
 from banel_pyro.capture.flat import CaptureError
 from banel_pyro.capture.optimizers import GraphOptimizer
 
-__all__ = ["Body", "Differentiate", "Guard", "Step", "inputs_of"]
+__all__ = ["Body", "Differentiate", "Guard", "Numbers", "Step", "inputs_of"]
 
 Differentiate: TypeAlias = Callable[..., tuple[Tensor, Sequence[Tensor]]]
 """From arguments to the loss and whatever else is to come out; leaves gradients at the parameters."""
@@ -36,13 +36,38 @@ class Step(NamedTuple):
     kind: Any = None
 
 
-def inputs_of(steps: Sequence[Step], device: torch.device) -> list[Tensor]:
-    """What a function of some steps is called with: all their tensors, then all their numbers in one tensor."""
+class Numbers:
+    """The numbers of some steps in one tensor, which is filled anew: to make one costs more than a small step.
+
+    Args:
+        example: steps of the same shape.
+    """
+
+    def __init__(self, example: Sequence[Step]) -> None:
+        self.tensor = torch.zeros(sum(len(step.numbers) for step in example), dtype=torch.float64)
+        self._array = self.tensor.numpy()
+
+    def fill(self, numbers: Sequence[float]) -> Tensor:
+        """The tensor with these numbers."""
+        self._array[:] = numbers
+        return self.tensor
+
+
+def inputs_of(steps: Sequence[Step], device: torch.device, into: Numbers | None = None) -> list[Tensor]:
+    """What a function of some steps is called with: all their tensors, then all their numbers in one tensor.
+
+    Args:
+        steps: the steps.
+        device: where the numbers go.
+        into: the tensor that they go into, or None for a new one.
+    """
     tensors, numbers = steps[0].tensors, steps[0].numbers
     if len(steps) > 1:
         tensors = [tensor for step in steps for tensor in step.tensors]
         numbers = [number for step in steps for number in step.numbers]
-    return [*tensors, torch.tensor(numbers, dtype=torch.float64, device=device)] if numbers else [*tensors]
+    if not numbers:
+        return [*tensors]
+    return [*tensors, torch.tensor(numbers, dtype=torch.float64, device=device) if into is None else into.fill(numbers)]
 
 
 class Guard:

@@ -26,6 +26,8 @@ _OPTIONS: dict[str, Any] = {
     "alignment_asserts": False,
     "nan_asserts": False,
     "reorder_for_peak_memory": False,  # nothing but their order ties draws to the generator
+    "memory_planning": True,  # one block for all that is made in a step, in place of dozens
+    "cpp.vec_isa_ok": True,  # the vector instructions of this processor; to try them out takes ten seconds of g++
 }
 
 
@@ -80,7 +82,11 @@ def compiled(flat: FlatGraph, arguments: Sequence[Tensor]) -> CompiledGraph:
 
         # on a GPU the call is hidden behind the kernels, and C++ around them takes long to compile
         on_cpu = all(tensor.is_cpu for tensor in inputs)
-        run = compile_graph(flat.module, inputs, options=_OPTIONS | {"cpp_wrapper": on_cpu})
+        options = _OPTIONS | {"cpp_wrapper": on_cpu}
+        try:
+            run = compile_graph(flat.module, inputs, options=options)
+        except Exception:  # perhaps this compiler does not know all that the processor does
+            run = compile_graph(flat.module, inputs, options=options | {"cpp.vec_isa_ok": None})
     return CompiledGraph(flat, run, time.perf_counter() - start)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from banel_pyro.capture.body import Body, Step, inputs_of
+from banel_pyro.capture.body import Body, Numbers, Step, inputs_of
 from banel_pyro.capture.check import check_same
 from banel_pyro.capture.compiler import compiled, has_compiler
 from banel_pyro.capture.flat import CaptureError, as_found, flat_graph
@@ -59,11 +59,12 @@ class Graph:
         with alone():
             self._flat = together(gather, lambda: flat_graph(body, inputs_of(example, device)))
         self.run: Callable[..., Sequence[Tensor]] = self._flat
+        # on the CPU, where a step is over when the call returns, its numbers may lie where those of the last one did
+        self._numbers = Numbers(example) if device.type == "cpu" else None
 
     def __call__(self, steps: Sequence[Step]) -> Sequence[Tensor]:
-        """Make the steps."""
-        with torch.no_grad():
-            return self.run(*inputs_of(steps, self._device))
+        """Make the steps. Gradients must be off: the graph holds its own."""
+        return self.run(*inputs_of(steps, self._device, self._numbers))
 
     def check(self, trials: Sequence[Sequence[Step]], seed: int) -> None:
         """Hold the graph against the eager step, from where the live tensors are now. Leaves them as they were.

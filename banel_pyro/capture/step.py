@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ __all__ = ["Captured"]
 
 GRAPHS = 8
 """Graphs that one step may have; for further shapes, or options of the optimiser, the eager step is made."""
+
+_NOTHING = nullcontext()
 
 
 class Captured:
@@ -108,12 +110,9 @@ class Captured:
         if graph is None and len(self._graphs) < GRAPHS:
             graph = self.prepare(steps)
         self._issued += len(steps)
-        if graph is not None:
-            found, body = graph(steps), graph.body
-        else:  # there are enough of them: the eager step
-            body = self._body(steps)
-            with torch.no_grad():
-                found = body(*inputs_of(steps, self._device))
+        body = self._body(steps) if graph is None else graph.body  # the eager step: there are enough graphs
+        with torch.no_grad() if torch.is_grad_enabled() else _NOTHING:  # to enter costs as much as a small step
+            found = body(*inputs_of(steps, self._device)) if graph is None else graph(steps)
         return found if self._inside is not None else self._outside(found, body.trained)
 
     def _outside(self, found: Sequence[Tensor], trained: Sequence[Tensor]) -> Sequence[Tensor]:

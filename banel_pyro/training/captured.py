@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
 from banel_pyro.capture.flat import CaptureError
@@ -127,12 +128,13 @@ class CapturedSteps:
         if not self._is_on():
             return None
         loop, norm, target = self._loop, None, self._loop.step + most
-        while loop.step < target and (steps := self._gather(min(self._steps_of_a_call, target - loop.step))):
-            norm = self._graphs.captured(*steps)[0]  # type: ignore[union-attr]
-            self._steps += len(steps)
-            loop.parameters.move_rate()
-            if stop():
-                break
+        with torch.no_grad():  # graphs hold their own gradients
+            while loop.step < target and (steps := self._gather(min(self._steps_of_a_call, target - loop.step))):
+                norm = self._graphs.captured(*steps)[0]  # type: ignore[union-attr]
+                self._steps += len(steps)
+                loop.parameters.move_rate()
+                if stop():
+                    break
         if norm is None and self._graphs is not None:
             self._graphs.captured.eager()
         return norm

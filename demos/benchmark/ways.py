@@ -92,6 +92,7 @@ def with_fit(problem: Problem, pair: Pair, seed: int, watch: Watch, *, capture: 
 
     look.events = ("log",)  # type: ignore[attr-defined]
     options: dict[str, Any] = {"batch_size": problem.batch_size, "lr": problem.lr, "lam": lam, "capture": capture}
+    options |= {"steps_per_call": problem.per_call}
     lengths = {"steps": watch.lengths.long, "log_every": watch.lengths.log_every}
     result = pair.fit(seed=seed, validation=None, progress=False, callbacks=[look], **lengths, **options)
     return result.history["loss"].tolist()
