@@ -17,7 +17,7 @@ run: $(READY) ## Fit the digits VAE at two values of lambda and write runs/digit
 	$(BIN)/banel fit models.vae:digits --lam 0,0.4 --seed 0 --out runs/digits --resume
 
 test: lint ## Lint, then every test and every doctest.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY) ## Style, format and types.
 	$(BIN)/ruff check .

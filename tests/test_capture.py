@@ -2,6 +2,7 @@
 
 import json
 import random
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,14 +244,16 @@ def test_updates_are_those_of_the_optimiser(make: Callable[[Any], torch.optim.Op
     torch.testing.assert_close(states[0], states[1], rtol=1e-12, atol=1e-14)
 
 
-def test_a_step_that_is_not_finite_moves_nothing() -> None:
+@pytest.mark.parametrize("make", [torch.optim.Adam, lambda weights, lr: ClippedAdam(weights, lr=lr, lrd=0.5)])
+def test_a_step_that_is_not_finite_moves_nothing(make: Callable[..., torch.optim.Optimizer]) -> None:
     weights = _weights()
-    optimizer = torch.optim.Adam(weights, lr=0.1)
+    optimizer = make(weights, lr=0.1)
     for weight in weights:
         weight.grad = torch.ones_like(weight)
     optimizer.step()
     inside = GraphOptimizer(optimizer)
     inside.pull()
+    rate = optimizer.param_groups[0]["lr"]
     before = [w.detach().clone() for w in weights], [s["exp_avg"].clone() for s in optimizer.state.values()]
     with torch.no_grad():
         inside.update([torch.tensor(number) for number in inside.numbers()], torch.tensor(False))
@@ -258,6 +261,7 @@ def test_a_step_that_is_not_finite_moves_nothing() -> None:
     assert all(bool((w == b).all()) for w, b in zip(weights, before[0], strict=True))
     assert all(bool((s["exp_avg"] == b).all()) for s, b in zip(optimizer.state.values(), before[1], strict=True))
     assert all(s["step"] == 1 for s in optimizer.state.values())
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, rel=1e-12)
 
 
 # ---- a loop of one's own ----------------------------------------------------------------------------------------
@@ -620,6 +624,36 @@ class Drifting(nn.Module):
         _with_scale(x, self.scale)
 
 
+class Shared(nn.Module):
+    """A model that counts the calls of all models of its class."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> None:
+        type(self).calls += 1
+        _with_scale(x, 1.0)
+
+
+class Settings:
+    """Numbers by name."""
+
+    calls = 0
+
+
+settings = types.ModuleType("settings")
+settings.calls = 0  # type: ignore[attr-defined]
+
+
+def _in_a_module(x: Tensor) -> None:
+    settings.calls += 1
+    _with_scale(x, 1.0)
+
+
+def _in_a_class(x: Tensor) -> None:
+    Settings.calls += 1
+    _with_scale(x, 1.0)
+
+
 class Counting(nn.Module):
     """A model that counts its calls."""
 
@@ -661,6 +695,9 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
     "a value of the data": (lambda: lambda x: _with_scale(x, 3.0 + float(x[0])), "ask for the value"),
     "a list that grows": (_listing, r"a step changes model → seen \(length\)"),
     "a counter": (Counting, r"a step changes model.calls\['n'\]"),
+    "a number of its class": (Shared, r"a step changes model.calls"),
+    "a number in a class": (lambda: _in_a_class, r"a step changes model → Settings.calls"),
+    "a number in a module": (lambda: _in_a_module, r"a step changes model → settings.calls"),
     "a tensor that is replaced": (Drifting, r"a step changes model.scale \(another tensor"),
 }
 

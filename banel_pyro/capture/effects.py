@@ -23,8 +23,8 @@ State = dict[str, Any]
 def python_state(**roots: Any) -> State:
     """The numbers, texts, containers and tensor identities that some callables can reach, by the path to them.
 
-    Looks into the variables and globals that a function uses, and into the attributes of modules and objects of the
-    user's.
+    Looks into the variables and globals that a function uses, what it takes from modules and classes by name, and into
+    the attributes of modules and objects of the user's, those of their classes too.
 
     Args:
         **roots: model, guide and the like, by the name to call them.
@@ -86,7 +86,7 @@ def _parts(item: Any) -> Iterator[tuple[str, Any]]:
         yield "", item.func
         yield from ((f" (bound {i})", part) for i, part in enumerate([*item.args, *item.keywords.values()]))
     elif isinstance(item, types.FunctionType):
-        if _package(item) not in _LIBRARIES:
+        if _home(item) not in _LIBRARIES:
             yield from _variables(item)
     elif _is_users(item):
         yield from ((f".{name}", part) for name, part in _attributes(item).items())
@@ -100,10 +100,13 @@ def _variables(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
             yield f" → {name}", cell.cell_contents
         except ValueError:  # not set yet
             continue
-    for name in _names(code):
+    names = _names(code)
+    for name in names:
         part = function.__globals__.get(name)
         if not isinstance(part, types.ModuleType | type):
             yield f" → {name}", part
+        elif _home(part) not in _LIBRARIES:  # settings.beta
+            yield from ((f" → {name}.{inner}", vars(part)[inner]) for inner in names & vars(part).keys())
     for i, part in enumerate([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]):
         yield f" (default {i})", part
     yield from ((f".{name}", part) for name, part in vars(function).items())
@@ -115,11 +118,20 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*(_names(part) for part in inner))
 
 
+_CALLED = ("__call__", "__getitem__")
+"""Methods with names of this kind that a step may use."""
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
 
 
 def _attributes(item: Any) -> dict[str, Any]:
+    """Attributes of an object, and those of its class that are the user's: numbers, methods."""
+    users = [cls for cls in type(item).__mro__ if _home(cls) not in _LIBRARIES]
+    of_class = {k: v for cls in reversed(users) for k, v in vars(cls).items() if not k.startswith("__") or k in _CALLED}
+    return of_class | _own_attributes(item)
+
+
+def _own_attributes(item: Any) -> dict[str, Any]:
     own = {k: v for k, v in vars(item).items() if k not in _OF_TORCH and not k.startswith("_pyro")}
     if isinstance(item, nn.Module):
         own |= {k: v for k, v in item._buffers.items() if v is not None} | dict(item._modules)
@@ -130,12 +142,14 @@ def _is_users(item: Any) -> bool:
     """Whether an object is of a class outside of the libraries, which keep caches that mean nothing."""
     if not hasattr(item, "__dict__") or isinstance(item, type | types.ModuleType):
         return False
-    package = _package(type(item))
+    package = _home(type(item))
     return package not in _LIBRARIES or (package == "torch" and isinstance(item, nn.Module))
 
 
 _LIBRARIES = ("pyro", "torch", "banel_pyro", "numpy", "functools", "builtins")
 
 
-def _package(item: Any) -> str:
-    return str(item.__module__).partition(".")[0]
+def _home(item: Any) -> str:
+    """The package that a class, a function or a module is of."""
+    name = item.__name__ if isinstance(item, types.ModuleType) else item.__module__
+    return str(name).partition(".")[0]

@@ -192,6 +192,9 @@ class GraphOptimizer:
             lost: of the last steps, how many changed nothing because they were not finite.
         """
         self._count -= lost
+        for group in self._optimizer.param_groups:
+            if "lrd" in group:
+                group["lr"] /= group["lrd"] ** lost
         for state in self._optimizer.state.values():
             if isinstance(state.get("step"), Tensor):
                 state["step"].fill_(self._count)
