@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
+from banel_pyro.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint, write_whole
 from banel_pyro.checks import seed_number
 from banel_pyro.inference_data import ArviZ, arviz_version, read_netcdf, write_netcdf
 from banel_pyro.seeding import draw_seed
-from banel_pyro.training.parameters import safe_constraints
 
 __all__ = ["FORMAT", "RunFolder", "run_seed", "versions"]
 
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder with ``config.json, history.csv, state.pt, posterior.nc, report.html``.
+    """A folder with ``config.json, history.csv, state.pt, state.before.pt, posterior.nc, report.html``.
 
     Files are written aside and renamed, so that a stop leaves the old file or the new one.
 
@@ -68,7 +68,7 @@ class RunFolder:
                 f"out='{self.path}' already holds a run: choose another folder, or pass resume=True to go on with it."
             )
         _refuse_other_run(self.path, self.read_config(), config)
-        state = self.read_state() if (self.path / "state.pt").exists() else None
+        state = self.read_state() if has_checkpoint(self.path) else None
         if state is not None and state["step"] > config["steps"]:
             raise ValueError(
                 f"steps={config['steps']}, but the run in out='{self.path}' has already done {state['step']}. Ask for "
@@ -109,27 +109,44 @@ class RunFolder:
         return config
 
     def read_state(self) -> dict[str, Any]:
-        """The last checkpoint. Loads tensors and numbers only, never code."""
-        file = self.path / "state.pt"
-        try:
-            with torch.serialization.safe_globals(list(safe_constraints())):
-                state: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu")
-        except FileNotFoundError as error:
-            raise ValueError(f"'{self.path}' has no state.pt: the run stopped before its first checkpoint.") from error
-        except Exception as error:  # torch raises many kinds for a damaged or hostile file
-            raise ValueError(
-                f"'{file}' cannot be read as a state ({type(error).__name__}): the file is damaged."
-            ) from error
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"'{file}' is a state of format {state.get('format')!r}, this version reads format {FORMAT}."
-            )
-        return state
+        """The last checkpoint that is not damaged. Loads tensors and numbers only, never code.
+
+        Raises:
+            ValueError: if there is none, or it is of another version.
+        """
+        return read_checkpoint(self.path, FORMAT)
 
     def write_state(self, state: dict[str, Any], history: pd.DataFrame) -> None:
-        """Write a checkpoint and the history up to it."""
-        self._replace("state.pt", lambda file: torch.save({"format": FORMAT, **state}, file))
+        """Write a checkpoint, and the history up to it.
+
+        Raises:
+            OSError: if that fails, as on a full disk: in words, with the place where the state has been saved instead.
+        """
+        try:
+            self._write_state(state, history)
+        except OSError as error:
+            place = self._rescued(state, history)
+            instead = "nothing could be written elsewhere either: the folder has the state of the checkpoint before"
+            if place is not None:
+                instead = f"its state is saved in '{place}': make room, and go on with out='{place}' and resume=True"
+            raise OSError(
+                f"the checkpoint after step {state['step']} cannot be written to '{self.path}' ({error}). The run has "
+                f"stopped, and {instead}."
+            ) from error
+
+    def _write_state(self, state: dict[str, Any], history: pd.DataFrame) -> None:
+        write_checkpoint(self.path, state, FORMAT)
         self._replace("history.csv", lambda file: history.to_csv(file, index=False))
+
+    def _rescued(self, state: dict[str, Any], history: pd.DataFrame) -> Path | None:
+        """A run folder with this state where temporary files go; None if it cannot be written there."""
+        try:
+            place = RunFolder(Path(tempfile.mkdtemp(prefix=f"{self.path.name}-")))
+            place.claim(self.read_config())
+            place._write_state(state, history)
+        except (OSError, ValueError):
+            return None
+        return place.path
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file."""
@@ -162,14 +179,7 @@ class RunFolder:
         self._replace("report.html", lambda file: file.write_text(html, encoding="utf-8"))
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
-        aside = self.path / f".{name}.partial"
-        try:
-            write(aside)
-            with aside.open("rb+") as file:  # on the disk before it gets its name
-                os.fsync(file.fileno())
-            os.replace(aside, self.path / name)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_whole(self.path / name, write)
 
 
 def _is_foreign(file: Path) -> bool:

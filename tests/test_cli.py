@@ -208,7 +208,7 @@ def test_fit_makes_a_folder_for_each_lam_and_a_page(folder: Path) -> None:
     for name, value in (("lam=0", 0.0), ("lam=0.4", 0.4), ("lam=mu=0.2", {"mu": 0.2})):
         run = folder / "runs" / name
         assert {file.name for file in run.iterdir()} == {
-            "config.json", "history.csv", "state.pt", "posterior.nc", "report.html"
+            "config.json", "history.csv", "state.pt", "state.before.pt", "posterior.nc", "report.html"
         }  # fmt: skip
         assert json.loads((run / "config.json").read_text())["lam"]["value"] == value
     assert (folder / "runs" / "report.html").read_text().startswith("<!DOCTYPE html>")
@@ -368,6 +368,7 @@ def test_the_state_of_another_pair_or_version_is_refused(folder: Path) -> None:
     torch.save({**state, "format": 99}, file)
     assert re.search(r"state of format 99, this version reads format 3", refused(*command, "--resume"))
     file.write_bytes(b"no state")
+    (file.parent / "state.before.pt").unlink()
     assert re.search(r"state.pt' cannot be read as a state", refused(*command, "--resume"))
     config = folder / "runs" / "lam=0" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"format": 99}))

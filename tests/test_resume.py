@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from banel_pyro import FitResult, Pair, Split, fit
+from banel_pyro.checkpoint import BEFORE, has_checkpoint
 from banel_pyro.run import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -538,6 +539,7 @@ def test_a_folder_without_a_state_holds_nothing_to_lose(tmp_path: Path) -> None:
     with pytest.raises(Stop):
         train("functions", tmp_path / "run", stop=1)
     (tmp_path / "run" / "state.pt").unlink()
+    assert not has_checkpoint(tmp_path / "run")
     with pyro.get_param_store().scope():
         resumed = outcome(train("functions", tmp_path / "run", resume=True))
     with pyro.get_param_store().scope():
@@ -555,6 +557,7 @@ def test_a_folder_without_a_state_holds_nothing_to_lose(tmp_path: Path) -> None:
 def test_a_damaged_or_newer_folder_is_refused(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     train("functions", tmp_path / "run")
     (tmp_path / "run" / name).write_bytes(content)
+    (tmp_path / "run" / BEFORE).unlink()
     with pytest.raises(ValueError, match=words):
         FitResult.load(tmp_path / "run", functions())
     refused(tmp_path / "run", words, resume=True)
@@ -567,6 +570,7 @@ def test_a_state_of_another_format_or_that_is_code_is_refused(tmp_path: Path) ->
     with pytest.raises(ValueError, match="state of format 99, this version reads format 3"):
         FitResult.load(tmp_path / "run", functions())
     torch.save(state | {"code": print}, tmp_path / "run" / "state.pt")
+    (tmp_path / "run" / BEFORE).unlink()
     with pytest.raises(ValueError, match="UnpicklingError"):
         FitResult.load(tmp_path / "run", functions())
 
@@ -575,6 +579,7 @@ def test_a_state_of_another_format_or_that_is_code_is_refused(tmp_path: Path) ->
 def test_a_folder_without_a_run_cannot_be_loaded(tmp_path: Path, missing: str) -> None:
     train("functions", tmp_path / "run")
     (tmp_path / "run" / missing).unlink()
+    (tmp_path / "run" / BEFORE).unlink()
     with pytest.raises(ValueError, match=rf"has no {missing}"):
         FitResult.load(tmp_path / "run", functions())
 
@@ -593,7 +598,7 @@ def test_a_failing_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(torch, "save", failing)
     with pyro.get_param_store().scope(), pytest.raises(OSError, match="no space"):
         train("functions", tmp_path / "run")
-    assert saved == [0, 5]
+    assert saved == [0, 5, 5]  # the last one elsewhere
     assert RunFolder(tmp_path / "run").read_state()["step"] == 0
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == ["config.json", "history.csv", "state.pt"]
     monkeypatch.undo()

@@ -167,7 +167,11 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() or id(tensor)
 
 
-_WRITES_UNTOLD = {torch.ops.aten.native_batch_norm.default: (3, 4)}
+_WRITES_UNTOLD = {
+    torch.ops.aten.native_batch_norm.default: (3, 4),
+    torch.ops.aten.cudnn_batch_norm.default: (3, 4),
+    torch.ops.aten.miopen_batch_norm.default: (3, 4),
+}
 """Operations that change arguments without their schema saying so."""
 
 

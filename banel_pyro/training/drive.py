@@ -1,8 +1,9 @@
-"""A loop driven to its end: checkpoints, callbacks, Ctrl-C, and numbers that are not finite."""
+"""A loop driven to its end: checkpoints, callbacks, signals, and numbers that are not finite."""
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -70,9 +71,9 @@ def _has_ended(folder: RunFolder, state: Mapping[str, Any], config: dict[str, An
 def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks: Callbacks, progress: bool) -> None:
     """Advance to the last step. Numbers that are not finite and a collapse stop it, with the state saved."""
     loop.stopped, loop.good = None, loop.state()
-    if loop.step == 0:  # a run that stops before its first checkpoint starts over from here
-        _save(loop, folder)
     with Progress(loop.steps, enabled=progress) as bar, Interrupt() as interrupt:
+        if loop.step == 0:  # a run that stops before its first checkpoint starts over from here
+            _save(loop, folder)
         while loop.step < loop.steps and loop.stopped is None:
             with _saved(loop, folder):
                 most = 1 if callbacks.watch_steps else checkpoint_every - loop.step % checkpoint_every
@@ -92,6 +93,8 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
     if loop.stopped == INTERRUPTED and loop.processes.rank == 0:
         how = "the parameters are those after it" if folder is None else "the same call with resume=True goes on"
         _log.warning("interrupted after step %d of %d: %s", loop.step, loop.steps, how)
+    if interrupt.exit_code is not None:  # who asks a program to end waits for that
+        sys.exit(interrupt.exit_code)
 
 
 def _asked(loop: Loop, interrupt: Interrupt) -> bool:

@@ -1,0 +1,147 @@
+"""Checkpoints: the last two states of a run, each on the disk whole or not at all, and checked when it is read.
+
+A state is a file of torch's: a zip archive whose every part has a checksum. It is written aside, brought to the disk,
+and renamed; the one before it is kept. Nothing in it is code, and reading it runs none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from banel_pyro.training.parameters import safe_constraints
+
+__all__ = ["BEFORE", "NEWEST", "has_checkpoint", "read_checkpoint", "write_checkpoint", "write_whole"]
+
+_log = logging.getLogger("banel_pyro")
+
+NEWEST, BEFORE = "state.pt", "state.before.pt"
+"""Files of the last state and of the one before it."""
+
+
+class _DamagedError(ValueError):
+    """A file that cannot be read as a state, in words."""
+
+
+def write_whole(file: Path, write: Callable[[Path], Any], *, keep: Path | None = None) -> None:
+    """Write a file so that whatever stops the program or the machine leaves the old one or the new one.
+
+    Args:
+        file: the file.
+        write: writes it to the path that it is given.
+        keep: where the old one goes, if it is to be kept.
+    """
+    aside = file.with_name(f".{file.name}.partial")
+    try:
+        write(aside)
+        _sync(aside)  # on the disk before it gets its name
+        if keep is not None and file.exists():
+            os.replace(file, keep)
+        os.replace(aside, file)
+        _sync(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder has a state, damaged or not."""
+    return any((folder / name).exists() for name in (NEWEST, BEFORE))
+
+
+def write_checkpoint(folder: Path, state: Mapping[str, Any], version: int) -> None:
+    """Write a state, and keep the one before it.
+
+    Args:
+        folder: the run folder.
+        state: tensors, numbers, texts and containers of them.
+        version: of the format.
+
+    Raises:
+        OSError: if the disk is full, and the like; the last state is as it was.
+    """
+    content = {"format": version, **state}
+    # a damaged one must not take the place of the good one before it
+    keep = folder / BEFORE if (folder / NEWEST).exists() and _damage(folder / NEWEST) is None else None
+    write_whole(folder / NEWEST, lambda file: torch.save(content, file), keep=keep)
+
+
+def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
+    """The last state that is not damaged, with a warning that names a newer one that is.
+
+    Args:
+        folder: the run folder.
+        version: of the format that is wanted.
+
+    Raises:
+        ValueError: if there is none, or it is of another format.
+    """
+    damaged: list[_DamagedError] = []
+    for file in (folder / NEWEST, folder / BEFORE):
+        try:
+            state = _read(file)
+        except FileNotFoundError:
+            continue
+        except _DamagedError as error:
+            damaged.append(error)
+            continue
+        if state.get("format") != version:
+            raise ValueError(
+                f"'{file}' is a state of format {state.get('format')!r}, this version reads format {version}."
+            )
+        if damaged or file.name == BEFORE:
+            why = damaged[0] if damaged else f"'{folder / NEWEST}' is missing: its writing was cut short."
+            _log.warning("%s The run goes on from the state before it, of step %s.", why, state.get("step"))
+        return state
+    if damaged:
+        raise damaged[0]
+    raise ValueError(f"'{folder}' has no {NEWEST}: the run stopped before its first checkpoint.")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A state, all of its checksums looked at before anything is made of it."""
+    try:
+        damage = _damage(file)
+        if damage is not None:
+            raise zipfile.BadZipFile(damage)
+        with torch.serialization.safe_globals(list(safe_constraints())):
+            state = torch.load(file, weights_only=True, map_location="cpu")
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile and torch raise many kinds for a damaged or hostile file
+        line = str(error).strip().partition("\n")[0][:100]
+        raise _DamagedError(
+            f"'{file}' cannot be read as a state ({type(error).__name__}: {line}): the file is damaged."
+        ) from error
+    return state
+
+
+def _damage(file: Path) -> str | None:
+    """What is wrong with the parts of an archive or their checksums; None if nothing is."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                return "it is compressed, as torch's files never are"
+            bad = archive.testzip()
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        return str(error).strip() or type(error).__name__
+    return None if bad is None else f"the checksum of {bad} is wrong"
