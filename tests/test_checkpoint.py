@@ -1,5 +1,6 @@
 """Checkpoints: whatever happens to one, the run goes on from a state that is whole, to where it would have ended."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -71,21 +72,20 @@ def test_a_flipped_bit_of_a_number_is_noticed(folder: Path) -> None:
     assert step_of(folder) == 1
 
 
-def test_a_damaged_one_does_not_take_the_place_of_a_good_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_damaged_one_does_not_take_the_place_of_a_good_one(
+    folder: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The machine stops again, while the next one is written over the damaged one."""
     (folder / NEWEST).write_bytes(b"torn")
-
-    def stop(*args: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
+    stop_after(renames, monkeypatch)
+    with contextlib.suppress(KeyboardInterrupt):
         write_checkpoint(folder, STATES[2], FORMAT)
-    assert step_of(folder) == 1
+    assert step_of(folder) == renames + 1
 
 
-@pytest.mark.parametrize("renames", [0, 1])
-def test_a_stop_between_the_renames_loses_nothing(folder: Path, renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def stop_after(renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the program at the rename after so many."""
     replace, done = os.replace, []
 
     def stopping(*names: Any) -> None:
@@ -95,6 +95,11 @@ def test_a_stop_between_the_renames_loses_nothing(folder: Path, renames: int, mo
         replace(*names)
 
     monkeypatch.setattr(os, "replace", stopping)
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_stop_between_the_renames_loses_nothing(folder: Path, renames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_after(renames, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(folder, {"step": 0, "weights": STATES[0]["weights"]}, FORMAT)
     assert step_of(folder) == 2
