@@ -16,6 +16,7 @@ from banel_pyro.run import FitResult
 from banel_pyro.schedules import Constant, Cosine, Cyclical, Exponential, Join, Linear, Piecewise, Warmup
 from banel_pyro.terms import Estimate, LossTerms
 from banel_pyro.training.callbacks import CSVLogger, Event, Metric, TensorBoard
+from banel_pyro.training.control import TargetEntropy, TargetRate, TargetSpread
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.fit import fit
 from banel_pyro.training.restarts import Restarts, restarts
@@ -48,6 +49,9 @@ __all__ = [
     "Piecewise",
     "Restarts",
     "Split",
+    "TargetEntropy",
+    "TargetRate",
+    "TargetSpread",
     "TensorBoard",
     "Warmup",
     "fit",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["integer", "seed_number"]
+__all__ = ["integer", "number", "seed_number"]
 
 
 def integer(name: str, value: Any, least: int = 1, most: float = math.inf) -> int:
@@ -21,6 +21,19 @@ def integer(name: str, value: Any, least: int = 1, most: float = math.inf) -> in
         bound = f"at least {least}" if int(value) < least else f"at most {most:g}"
         raise ValueError(f"{name}={value!r}: expected an integer of {bound}. Write {name}={least}, for instance.")
     return int(value)
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number.
+
+    Raises:
+        TypeError, ValueError: if it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}={value!r}: expected a number. Write an int or a float.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}: expected a finite number. Write the one you mean.")
+    return float(value)
 
 
 def seed_number(seed: Any) -> int:

@@ -26,6 +26,7 @@ from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Weight
 from banel_pyro.training.callbacks import Callback, Callbacks, checked_callbacks
 from banel_pyro.training.captured import Capture, CapturedSteps, checked_capture
+from banel_pyro.training.control import Controlled, Controller
 from banel_pyro.training.drive import train
 from banel_pyro.training.interrupt import INTERRUPTED
 from banel_pyro.training.launch import floating_type, start
@@ -56,7 +57,7 @@ def fit(
     data: Any = None,
     *,
     objective: Objective | None = None,
-    lam: Weight | Schedule | None = None,
+    lam: Weight | Schedule | Controller | None = None,
     optim: OptimizerFactory | None = None,
     lr: float | None = None,
     epochs: int | None = None,
@@ -100,7 +101,8 @@ def fit(
             :class:`~banel_pyro.Split`; None for a model without arguments.
         objective: a :class:`~banel_pyro.BaNEL_ELBO`, one of its other forms, or an objective of your own; left as it
             was found; ``BaNEL_ELBO()`` by default.
-        lam: λ: a number, ``{site: number}`` or a schedule ``lam(step, last_terms)``; 0 by default.
+        lam: λ: a number, ``{site: number}``, a schedule ``lam(step, last_terms)``, or what moves λ until a target is
+            met, such as :class:`~banel_pyro.TargetEntropy`; 0 by default.
         optim: a ``torch.optim`` class, or a callable from parameters to an optimiser; fused Adam by default.
         lr: learning rate of an optimiser given as a class, 1e-3 by default.
         epochs: passes through the data.
@@ -179,6 +181,8 @@ def fit(
         with processes.sharing():
             batch = processes.each(plan.batch_size or num_rows(rows))
             checked = preflight(model, guide, split, rows, batch, data_plate, parameters)
+        if isinstance(schedule, Controller):
+            schedule = Controlled(schedule, checked.plate, checked.sizes)
         with fork_rng(seed):  # the run's own numbers do not depend on what is checked
             _check(model, guide, objective, extreme_lams(schedule, plan.steps), split, rows, held_out, plan, checked)
         parameters.cast(dtype)

@@ -18,6 +18,7 @@ from banel_pyro.schedules import Schedule
 from banel_pyro.seeding import fork_rng, load_rng_state, rng_state
 from banel_pyro.terms import LossTerms, Weight
 from banel_pyro.training.captured import CapturedSteps
+from banel_pyro.training.control import Controlled
 from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.processes import Processes
@@ -265,6 +266,8 @@ class Loop:
         elbo, penalty, log_likelihood, kl, entropy = values[:5]
         self.last_terms = LossTerms(log_likelihood, kl, entropy, self.lam, penalty, elbo if self._whole else None)
         entropies = dict(zip(self._sites, values[5:], strict=True))
+        if isinstance(self.schedule, Controlled):
+            self.schedule.observe(self.last_terms, self._metered)
         torch.as_tensor(self._meter).zero_()
         self._metered = 0
         return self._row(self.last_terms, float(torch.as_tensor(norm)), entropies)
@@ -324,6 +327,7 @@ class Loop:
             "metered": self._metered,
             "recorded": [self._sites, self._whole],
             "lam": self.lam,
+            "next_lam": self.schedule.lam if isinstance(self.schedule, Controlled) else None,
             "capture": None if self.capture is None else self.capture.state(),
             "last_terms": None if self.last_terms is None else dict(vars(self.last_terms)),
             "stopped": self.stopped,
@@ -347,6 +351,8 @@ class Loop:
         meter = state["meter"]
         self._meter = None if meter is None else meter.to(device, copy=True)
         self._metered, (self._sites, self._whole), self.lam = state["metered"], state["recorded"], state["lam"]
+        if isinstance(self.schedule, Controlled):
+            self.schedule.lam = state["next_lam"]
         if self.capture is not None:  # its graphs work on the tensors that were
             self.capture.load(state["capture"])
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])

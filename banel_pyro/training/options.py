@@ -17,6 +17,7 @@ from banel_pyro.batches import Rows, num_rows
 from banel_pyro.checks import integer
 from banel_pyro.objectives import BaNEL_ELBO, Objective
 from banel_pyro.schedules import Schedule, as_schedule, to_config
+from banel_pyro.training.control import Controlled
 from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory
 
 __all__ = [
@@ -137,6 +138,8 @@ def extreme_lams(schedule: Schedule, steps: int) -> list[Any]:
 
     A schedule of the user's own is asked for its first λ only.
     """
+    if isinstance(schedule, Controlled):
+        return [schedule.controller.lam_min, schedule.controller.lam_max]
     if "callable" in describe(schedule):
         return [schedule(0, None)]
     stride = max(1, steps // 10_000)
@@ -192,7 +195,9 @@ def scheduler(lr_scheduler: Any) -> SchedulerFactory | None:
 
 
 def describe(schedule: Any) -> dict[str, Any]:
-    """A schedule as JSON; one of the user's own by its name only."""
+    """A schedule or controller as JSON; one of the user's own by its name only."""
+    if isinstance(schedule, Controlled):
+        return schedule.controller.config()
     try:
         return to_config(schedule)
     except TypeError:
