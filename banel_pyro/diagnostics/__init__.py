@@ -4,15 +4,20 @@ from banel_pyro.diagnostics.decode import latent_traversal, prior_samples
 from banel_pyro.diagnostics.importance import Importance, importance
 from banel_pyro.diagnostics.latent import kl_per_dimension
 from banel_pyro.diagnostics.psis import k_hat_threshold
+from banel_pyro.diagnostics.reference import compare
+from banel_pyro.diagnostics.references import nuts_reference, posteriordb_draws
 from banel_pyro.diagnostics.spread import active_units, spread
 
 __all__ = [
     "Importance",
     "active_units",
+    "compare",
     "importance",
     "k_hat_threshold",
     "kl_per_dimension",
     "latent_traversal",
+    "nuts_reference",
+    "posteriordb_draws",
     "prior_samples",
     "spread",
 ]
