@@ -1,6 +1,7 @@
 """Importance checks: the exact evidence of conjugate pairs, k-hat of tempered guides, corrected draws, refusals."""
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, init_to_value
 from scipy import stats
 from torch import Tensor
 
-from banel_pyro.diagnostics import Importance, importance, k_hat_threshold
+from banel_pyro.diagnostics import Importance, compare, importance, k_hat_threshold
 from banel_pyro.diagnostics.psis import resampled, smooth
 from banel_pyro.inference_data import group
 from models import normal_normal
@@ -122,9 +124,24 @@ def test_standard_errors_are_those_of_repeats(kind: str) -> None:
     runs = [importance(model, guide, X, num_samples=100, local_samples=2, draws=False, seed=seed) for seed in range(12)]
     exact = normal_evidence(X, noise, shared)
     scores = [(run.log_evidence.value - exact) / run.log_evidence.stderr for run in runs]
+    assert abs(np.mean(scores)) < 4 / math.sqrt(12)
     assert 0.6 < np.std(scores) < 1.5
     gaps = [run.gap.value for run in runs]
     assert np.std(gaps) == pytest.approx(np.mean([run.gap.stderr for run in runs]), rel=0.5)
+
+
+def test_local_draws_are_averaged_before_the_logarithm() -> None:
+    """A guide that is far too wide for the rows: the mean of their log weights would lie far below."""
+
+    def wide(x: Tensor) -> None:
+        g = pyro.sample("g", dist.Normal(0.3, 0.7))
+        with pyro.plate("data", N):
+            pyro.sample("z", dist.Normal((x + g) / 2, 1.2))
+
+    found = importance(mixed_model, wide, X, num_samples=300, local_samples=4, draws=False, seed=0)
+    exact = normal_evidence(X, 2.0, 1.0)
+    assert abs(found.log_evidence.value - exact) < 4 * found.log_evidence.stderr
+    assert exact - found.elbo.value > 12 * found.log_evidence.stderr
 
 
 def test_every_row_of_a_local_pair_has_its_own_weight() -> None:
@@ -312,6 +329,15 @@ def test_a_seed_gives_the_same_numbers_and_leaves_the_generator_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
     assert one.log_evidence == two.log_evidence
     assert group(one.corrected, "posterior").equals(group(two.corrected, "posterior"))
+
+
+def test_the_line_of_arviz_without_its_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = importance(global_model, global_guide, X, num_samples=100, seed=0)
+    monkeypatch.setitem(sys.modules, "arviz", None)
+    new = importance(global_model, global_guide, X, num_samples=100, seed=0)
+    assert isinstance(new.corrected, xr.DataTree)
+    assert group(new.corrected, "posterior").equals(group(old.corrected, "posterior"))
+    assert compare(new.corrected, old.corrected)["sd_ratio"].to_dict() == {"g": 1.0}
 
 
 # What has no weights
