@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,10 +15,9 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def one_weight_for_all_rows(patch: pytest.MonkeyPatch) -> None:
     """Independent rows share the product of their weights."""
-    patch.setattr(
-        "banel_pyro.diagnostics.importance.structure_of",
-        lambda *args: weighted.Structure(frozenset(), frozenset({"z"})),
-    )
+    importance = import_module("banel_pyro.diagnostics.importance")  # the name is that of the function, too
+    whole = weighted.Structure(frozenset(), frozenset({"z"}))
+    patch.setattr(importance, "structure_of", lambda *args: whole)
 
 
 def masks_ignored(patch: pytest.MonkeyPatch) -> None:
