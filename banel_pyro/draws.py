@@ -15,7 +15,7 @@ from torch import Tensor
 from banel_pyro.plates import DataPlate
 from banel_pyro.traces import Site, guide_densities, on_plate, sample_sites, unscaled_log_prob
 
-__all__ = ["WITHOUT_DRAWS", "Table", "is_data"]
+__all__ = ["WITHOUT_DRAWS", "Table", "event_dim_of", "is_data"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -214,7 +214,7 @@ class Table:
     ) -> None:  # fmt: skip
         """Store a site's value: plates become named dims, batch axes of size 1 without a plate go."""
         frames = {frame.dim: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-        batch = value.dim() - (_event_dim(site, value, frames) if event_dim is None else event_dim)
+        batch = value.dim() - (event_dim_of(site, value, frames) if event_dim is None else event_dim)
         keep = [i for i in range(value.dim()) if i >= batch or i - batch in frames or value.shape[i] != 1]
         free = [value.shape[i] for i in keep if i - batch not in frames]
         other = iter(self._names_of(name, free, event=event_dim is None))
@@ -262,7 +262,7 @@ class Table:
         return arrays[name]
 
 
-def _event_dim(site: Site, value: Tensor, frames: dict[int, Any]) -> int:
+def event_dim_of(site: Site, value: Tensor, frames: dict[int, Any]) -> int:
     """Event axes of a value. ``pyro.deterministic`` counts all axes as event, those of its plates too."""
     event_dim = int(site["fn"].event_dim)
     if not site["infer"].get("_deterministic") or event_dim < value.dim() or not frames:

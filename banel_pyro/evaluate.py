@@ -26,6 +26,7 @@ __all__ = [
     "Draw",
     "GuideDraw",
     "chunks",
+    "drawn_guide",
     "elbo",
     "elbo_per_datum",
     "guide_draws",
@@ -35,6 +36,7 @@ __all__ = [
     "mean_estimate",
     "outside",
     "paired_difference",
+    "replayed_model",
     "trace_draws",
 ]
 
@@ -102,7 +104,7 @@ def trace_draws(
     with evaluation_mode(model):
         for draw in guide_draws(guide, rows, plate, num_samples=num_samples, batch_size=batch_size):
             with torch.no_grad(), plate.rows(draw.rows if draw.batch else None):
-                model_trace, guide_trace = _replayed(model, draw.trace, draw.batch)
+                model_trace, guide_trace = replayed_model(model, draw.trace, draw.batch)
             yield Draw(draw.number, draw.chunk, model_trace, guide_trace, draw.rows)
 
 
@@ -116,7 +118,7 @@ def guide_draws(
             for chunk, (index, batch) in enumerate(chunks(rows, batch_size)):
                 drawn = guide if shared is None else poutine.replay(guide, trace=shared)
                 with torch.no_grad(), plate.rows(index if batch else None):
-                    trace = _guide_trace(drawn, batch)
+                    trace = drawn_guide(drawn, batch)
                 if shared is None:
                     shared = outside(trace, plate.name)
                 yield GuideDraw(number, chunk, trace, index, batch)
@@ -129,14 +131,16 @@ def chunks(rows: Arguments, batch_size: int | None) -> Iterator[tuple[torch.Tens
         yield index, tuple(None if row is None else next(known) for row in rows)
 
 
-def _guide_trace(guide: Any, batch: Arguments) -> Any:
+def drawn_guide(guide: Any, batch: Arguments) -> Any:
+    """A trace of the guide, without what it observes."""
     trace = poutine.trace(guide).get_trace(*batch)
     for name in [n for n, site in sample_sites(trace) if site["is_observed"] and not site["infer"].get("is_auxiliary")]:
         trace.remove_node(name)  # a messenger guide also runs the model's observations
     return trace
 
 
-def _replayed(model: Any, guide_trace: Any, batch: Arguments) -> tuple[Any, Any]:
+def replayed_model(model: Any, guide_trace: Any, batch: Arguments) -> tuple[Any, Any]:
+    """The model replayed against a draw of the guide, and that draw, both with log densities."""
     guide_trace = poutine.util.prune_subsample_sites(guide_trace)
     model_trace = summed_out.model_trace(model, guide_trace, batch)
     guide_trace.compute_log_prob()

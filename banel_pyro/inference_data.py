@@ -31,6 +31,7 @@ __all__ = [
     "GROUPS",
     "ArviZ",
     "arviz_version",
+    "from_datasets",
     "group",
     "group_names",
     "merge",
@@ -222,7 +223,7 @@ def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], 
         filled = xr.Dataset({v: ((*lead, *table.dims[name][v]), array[axis]) for v, array in variables.items()})
         labels = {dim: coords.get(str(dim), np.arange(n)) for dim, n in filled.sizes.items()}
         datasets[name] = filled.assign_coords(labels).assign_attrs(plain)
-    return _container(datasets, plain)
+    return from_datasets(datasets, plain)
 
 
 def _check_coords(coords: Mapping[str, Sequence[Any]], sizes: Mapping[str, int], elsewhere: Collection[str]) -> None:
@@ -248,8 +249,13 @@ def arviz_version() -> dict[str, str]:
     return {package: version(package)}
 
 
-def _container(datasets: Mapping[str, xr.Dataset], attrs: Mapping[Any, Any]) -> ArviZ:
-    """The groups as one object of the line that is installed."""
+def from_datasets(datasets: Mapping[str, xr.Dataset], attrs: Mapping[Any, Any]) -> ArviZ:
+    """Groups as one object of the line of ArviZ that is installed.
+
+    Args:
+        datasets: by group.
+        attrs: attributes of the whole.
+    """
     if arviz_version().get("arviz", "1").startswith("0."):
         import arviz as az  # heavy, and it imports pyplot
 
@@ -296,7 +302,7 @@ def merge(idata: ArviZ, other: ArviZ) -> ArviZ:
     """
     extra = [name for name in group_names(other) if name not in group_names(idata)]
     both = {name: group(idata, name) for name in group_names(idata)} | {name: group(other, name) for name in extra}
-    return _container(both, idata.attrs)
+    return from_datasets(both, idata.attrs)
 
 
 def write_netcdf(idata: ArviZ, file: str | PathLike[str]) -> None:
@@ -322,7 +328,7 @@ def read_netcdf(file: str | PathLike[str]) -> ArviZ:
     found = xr.open_groups(str(file), engine="h5netcdf")
     try:
         datasets = {name.strip("/"): data.load() for name, data in found.items()}
-        return _container(datasets, datasets.pop("", xr.Dataset()).attrs)
+        return from_datasets(datasets, datasets.pop("", xr.Dataset()).attrs)
     finally:
         for data in found.values():
             data.close()

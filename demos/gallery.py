@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from banel_pyro import FitResult, Pair, spread
-from banel_pyro.diagnostics.decode import latent_traversal, prior_samples
-from banel_pyro.diagnostics.latent import kl_per_dimension
+from banel_pyro.diagnostics import compare, kl_per_dimension, latent_traversal, nuts_reference, prior_samples
 from banel_pyro.inference_data import group
 from banel_pyro.report import plots
 from models import data, eight_schools, vae
 
 IMAGES = 8
+SCHOOLS = ["mu", "tau", "theta"]
 LAMS = (-0.5, 0.0, 0.25, 0.5, 0.75)
 
 
@@ -95,11 +95,27 @@ def of_the_schools(args: argparse.Namespace) -> dict[str, Any]:
     effects = pd.Series(data.SCHOOL_EFFECTS, index=[f"school {name}" for name in "ABCDEFGH"])
     intervals = plots.plot_intervals(effects, draws)
     intervals.set_xlabel("effect of coaching (points of the SAT-V score)")  # a picture is yours to finish
+    truth = reference(args)
+    comparisons = {lam: compare(idata, truth, var_names=SCHOOLS) for lam, idata in posteriors.items()}
     return {
+        "sd_ratio_against_lam": plots.plot_sd_ratio_against_lam(comparisons),
         "spread_against_lam": plots.plot_spread_against_lam({lam: spread(idata) for lam, idata in posteriors.items()}),
         "entropies": plots.plot_entropies(two),
         "intervals": intervals,
     }
+
+
+def reference(args: argparse.Namespace) -> Any:
+    """What NUTS draws from the posterior of the eight schools."""
+    each = max(args.draws // 2, 4)
+    return nuts_reference(
+        eight_schools.noncentered(),
+        num_samples=each,
+        warmup_steps=each,
+        num_chains=2,
+        target_accept=0.9,
+        seed=args.seed,
+    )
 
 
 def save(pictures: dict[str, Any], folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 import pytest
 
-from tests.mutants import MUTANTS
+from tests import diagnostic_mutants, mutants
+
+MUTANTS = mutants.MUTANTS | diagnostic_mutants.MUTANTS
 
 pytestmark = pytest.mark.usefixtures("float64")
 

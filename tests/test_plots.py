@@ -75,6 +75,13 @@ SPREADS = {
     0.0: pd.Series({"mu": 2.0, "z[0]": 1.0, "z[1]": 4.0}),
     0.75: pd.Series({"mu": 1.0, "z[0]": 0.4, "z[1]": 3.0}),
 }
+COMPARISONS = {
+    lam: pd.DataFrame(
+        {"sd_ratio": ratio, "sd_ratio_stderr": [0.05, 0.1, 0.1], "non_normal": [0.02, 0.3, 0.02]},
+        index=["mu", "tau", "z[0]"],
+    )
+    for lam, ratio in {0.0: [0.9, 1.2, 1.0], 0.75: [0.45, 1.1, 0.6]}.items()
+}
 TRAVERSAL = xr.DataArray(
     np.arange(6.0).reshape(2, 3, 1) / 5 * np.ones(25),
     dims=("latent", "sd", "x_dim_0"),
@@ -89,6 +96,7 @@ SINGLE: dict[str, Callable[..., Axes]] = {
     "intervals": lambda **where: plots.plot_intervals([0.3, 4.0], {"a": DRAWS, "b": DRAWS}, **where),
     "kl_per_dimension": lambda **where: plots.plot_kl_per_dimension({"a": KL, "b": KL / 2}, **where),
     "latent_scatter": lambda **where: plots.plot_latent_scatter(POINTS, [1, 2, 2], **where),
+    "sd_ratio_against_lam": lambda **where: plots.plot_sd_ratio_against_lam(COMPARISONS, **where),
     "spread_against_lam": lambda **where: plots.plot_spread_against_lam(SPREADS, **where),
 }
 GRIDS: dict[str, tuple[Callable[..., Any], tuple[int, int]]] = {
@@ -377,6 +385,19 @@ def test_spread_against_lam_reads_draws(school_draws: Any, ax: Any) -> None:
     assert set(ax.lines[3].get_ydata()) == {1.0}
 
 
+def test_sd_ratios_have_the_curves_of_normal_posteriors_from_their_own_start(ax: Any) -> None:
+    plots.plot_sd_ratio_against_lam(COMPARISONS, ax=ax)
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 200]
+    assert [curve.get_ydata()[0] for curve in curves] == [0.9, 1.0]  # none for tau, whose reference is skewed
+    for curve in curves:
+        assert curve.get_ydata() == pytest.approx(curve.get_ydata()[0] * np.sqrt(1 - curve.get_xdata()))
+        assert (curve.get_xdata()[0], curve.get_xdata()[-1]) == (0.0, 0.75)
+    points = {bar.get_label(): bar.lines[0].get_xydata().tolist() for bar in ax.containers}
+    assert points == {"mu": [[0, 0.9], [0.75, 0.45]], "tau": [[0, 1.2], [0.75, 1.1]], "z": [[0, 1.0], [0.75, 0.6]]}
+    (ends,) = ax.containers[1].lines[2]
+    assert np.array(ends.get_segments())[:, :, 1] == pytest.approx(np.array([[1.0, 1.4], [0.9, 1.3]]))
+
+
 # Bad input
 
 
@@ -423,6 +444,23 @@ def test_spread_against_lam_reads_draws(school_draws: Any, ax: Any) -> None:
         (lambda **d: plots.plot_spread_against_lam({0.5: WIDTHS}), ValueError, r"λ = \[0.5\]: expected λ = 0 among"),
         (lambda **d: plots.plot_spread_against_lam({0: WIDTHS, 0.5: WIDTHS[:1]}), ValueError, "other latents than"),
         (lambda **d: plots.plot_spread_against_lam({0: WIDTHS * 0}), ValueError, r"no spread at \['z\[0\]', 'z\[1\]"),
+        (lambda **d: plots.plot_sd_ratio_against_lam(WIDTHS), TypeError, "comparisons is a Series: expected a mapping"),
+        (lambda **d: plots.plot_sd_ratio_against_lam({0: HISTORY}), TypeError, r"comparisons\[0\] is a DataFrame: exp"),
+        (
+            lambda **d: plots.plot_sd_ratio_against_lam({"0": COMPARISONS[0.0]}),
+            TypeError,
+            "comparisons has the key '0'",
+        ),
+        (
+            lambda **d: plots.plot_sd_ratio_against_lam({0.5: COMPARISONS[0.0]}),
+            ValueError,
+            r"λ = \[0.5\]: expected λ = 0",
+        ),
+        (
+            lambda **d: plots.plot_sd_ratio_against_lam({0: COMPARISONS[0.0], 0.5: COMPARISONS[0.75][:1]}),
+            ValueError,
+            r"comparisons\[0.5\] has other latents",
+        ),
         (lambda **d: plots.plot_spread_against_lam({0: HISTORY}), TypeError, r"spreads\[0\] has a DataFrame"),
     ],
 )

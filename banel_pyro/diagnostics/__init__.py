@@ -1,7 +1,23 @@
 """Diagnostics: functions of ArviZ objects and of trained pairs."""
 
 from banel_pyro.diagnostics.decode import latent_traversal, prior_samples
+from banel_pyro.diagnostics.importance import Importance, importance
 from banel_pyro.diagnostics.latent import kl_per_dimension
+from banel_pyro.diagnostics.psis import k_hat_threshold
+from banel_pyro.diagnostics.reference import compare
+from banel_pyro.diagnostics.references import nuts_reference, posteriordb_draws
 from banel_pyro.diagnostics.spread import active_units, spread
 
-__all__ = ["active_units", "kl_per_dimension", "latent_traversal", "prior_samples", "spread"]
+__all__ = [
+    "Importance",
+    "active_units",
+    "compare",
+    "importance",
+    "k_hat_threshold",
+    "kl_per_dimension",
+    "latent_traversal",
+    "nuts_reference",
+    "posteriordb_draws",
+    "prior_samples",
+    "spread",
+]

@@ -14,7 +14,7 @@ from banel_pyro.evaluate import mean_estimate
 from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.terms import Estimate
 
-__all__ = ["active_units", "density_entropies", "spread"]
+__all__ = ["active_units", "density_entropies", "labelled", "spread"]
 
 
 def spread(
@@ -58,7 +58,7 @@ def spread(
         density = owner.get(name, "")
         entropy = entropies.get(density, Estimate(np.nan, np.nan))
         extra = {"density": density, "entropy": entropy.value, "entropy_stderr": entropy.stderr}
-        rows |= {label: {**values, **extra} for label, values in _labelled(name, table)}
+        rows |= {label: {**values, **extra} for label, values in labelled(name, table)}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -136,9 +136,9 @@ def _spread_of(draws: xr.DataArray, prior: xr.DataArray | None, over: Sequence[s
     return table.mean([dim for dim in over if dim in draws.dims])
 
 
-def _labelled(name: str, table: xr.Dataset) -> list[tuple[str, dict[str, float]]]:
+def labelled(name: str, table: xr.Dataset) -> list[tuple[str, dict[str, float]]]:
     """The rows of a table with their labels, such as ``theta[3]``."""
-    dims = list(table["sd"].dims)
+    dims = list(table[next(iter(table.data_vars))].dims)
     flat = table.stack(number=dims) if dims else table.expand_dims("number")
     columns = {str(column): values.to_numpy() for column, values in flat.data_vars.items()}
     labels = [np.atleast_1d(label).tolist() for label in flat["number"].to_numpy().tolist()] if dims else [[]]

@@ -47,13 +47,20 @@ from banel_pyro.report.latent_plots import (
     plot_prior_samples,
 )
 from banel_pyro.report.numbers import is_local, point_masses
+from banel_pyro.report.reference_plots import NEAR_NORMAL, plot_sd_ratio_against_lam
 from banel_pyro.report.spread_plots import MAX_ROWS, plot_spread, plot_spread_against_lam
 from banel_pyro.run import FitResult
 from banel_pyro.terms import Estimate
 
-__all__ = ["COLOURS", "NINETY", "STYLE", "WIDTH", "add_legend", "handles", "image_side"]
+__all__ = ["COLOURS", "NEAR_NORMAL", "NINETY", "STYLE", "WIDTH", "add_legend", "handles", "image_side"]
 __all__ += ["plot_entropies", "plot_entropy_per_datum", "plot_images", "plot_intervals", "plot_kl_per_dimension"]
-__all__ += ["plot_latent_scatter", "plot_latent_traversal", "plot_prior_samples", "plot_spread"]
+__all__ += [
+    "plot_latent_scatter",
+    "plot_latent_traversal",
+    "plot_prior_samples",
+    "plot_sd_ratio_against_lam",
+    "plot_spread",
+]
 __all__ += ["plot_spread_against_lam", "plot_terms"]
 
 NINETY = (0.05, 0.95)

@@ -1,0 +1,63 @@
+"""Diagnostics broken on purpose: as in `mutants.py`, each must fail a law."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from banel_pyro.diagnostics import corrected, psis, reference, weighted
+from tests import test_importance, test_reference
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def one_weight_for_all_rows(patch: pytest.MonkeyPatch) -> None:
+    """Independent rows share the product of their weights."""
+    importance = import_module("banel_pyro.diagnostics.importance")  # the name is that of the function, too
+    whole = weighted.Structure(frozenset(), frozenset({"z"}))
+    patch.setattr(importance, "structure_of", lambda *args: whole)
+
+
+def masks_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Masked terms count in the weights."""
+    patch.setattr(weighted, "unscaled_log_prob", lambda site: site["unscaled_log_prob"])
+
+
+def ratios_turned_round(patch: pytest.MonkeyPatch) -> None:
+    """The tail that is fitted is that of 1/w."""
+    original = psis._smooth_one
+    patch.setattr(psis, "_smooth_one", lambda log_w: original(-log_w - (-log_w).max()))
+
+
+def draws_not_weighted(patch: pytest.MonkeyPatch) -> None:
+    """Corrected draws are the guide's."""
+    flat = corrected.resampled
+    patch.setattr(corrected, "resampled", lambda weights: flat(np.full_like(weights, -np.log(len(weights)))))
+
+
+def reference_taken_as_independent(patch: pytest.MonkeyPatch) -> None:
+    """The draws of a Markov chain count in full."""
+    patch.setattr(reference, "_ess", lambda draws, method: np.full(draws.shape[-1], draws.shape[0] * draws.shape[1]))
+
+
+MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
+    "one weight for all rows": (
+        one_weight_for_all_rows,
+        test_importance.test_every_row_of_a_local_pair_has_its_own_weight,
+    ),
+    "masks ignored by weights": (masks_ignored, test_importance.test_masked_rows_do_not_count_and_scales_neither),
+    "ratios turned round": (
+        ratios_turned_round,
+        partial(test_importance.test_k_hat_of_a_tempered_normal_is_lambda, 0.4),
+    ),
+    "corrected draws not weighted": (
+        draws_not_weighted,
+        test_importance.test_a_guide_that_covers_too_little_passes_and_its_corrected_draws_do_not,
+    ),
+    "reference taken as independent": (
+        reference_taken_as_independent,
+        test_reference.test_errors_of_an_autocorrelated_reference_are_larger,
+    ),
+}
