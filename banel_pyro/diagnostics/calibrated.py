@@ -119,6 +119,9 @@ class Calibration:
     def coverage(self, probs: Sequence[float] = (0.5, 0.8, 0.95)) -> pd.DataFrame:
         """How often central intervals of the guide cover the true value.
 
+        L draws tell quantiles of the guide to 1/(L + 1): the shares are exact where guides are the posteriors, and else
+        for intervals that reach well into the cells of the first and last rank not before L is large.
+
         Args:
             probs: what they are said to cover.
 

@@ -20,7 +20,7 @@ from banel_pyro.plates import DataPlate, one_line
 from banel_pyro.predictive import argument_names, predict
 from banel_pyro.traces import Site, base_distribution, sample_sites, unscaled_log_prob
 
-__all__ = ["Simulation", "simulate", "trained_parameters"]
+__all__ = ["Simulation", "check_drawable", "simulate", "trained_parameters"]
 
 
 class Simulation(NamedTuple):
@@ -62,6 +62,21 @@ def simulate(model: Any, rows: Rows, plate: DataPlate) -> Simulation:
             again = poutine.trace(poutine.replay(model, trace=_latents(trace))).get_trace(*new)
         _check_same(trace, again)
     return Simulation(trace, new)
+
+
+def check_drawable(model: Any, rows: Rows) -> None:
+    """Refuse a model with a site that a simulation cannot be right about, before anything else is asked of it.
+
+    Args:
+        model: the model.
+        rows: all rows of the data that it was written for.
+
+    Raises:
+        ValueError: naming the site, with the reason.
+    """
+    nowhere = DataPlate(None, len(rows[0]) if rows else 0, scaled=False)
+    with evaluation_mode(model), _Drawable(), _told():
+        predict(model, rows, poutine.Trace(), nowhere, torch.arange(nowhere.size))
 
 
 def trained_parameters(trace: Any) -> list[str]:

@@ -17,7 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import nn
 
 from banel_pyro.batches import Rows, as_rows, num_rows, transformed
-from banel_pyro.diagnostics.simulate import Simulation, simulate, trained_parameters
+from banel_pyro.diagnostics.simulate import Simulation, check_drawable, simulate, trained_parameters
 from banel_pyro.draws import Table
 from banel_pyro.evaluate import guide_draws
 from banel_pyro.modules import evaluation_mode, reachable_modules
@@ -136,6 +136,7 @@ class Simulator:
             rows = cast_rows(as_rows(split.train), recipe.cast)
             self.rows: Rows = transformed(rows, split.transform)
             model, size = self.pair.model, num_rows(rows)
+            check_drawable(model, self.rows)
             with evaluation_mode(model):
                 self.plate: DataPlate = find_data_plate(model, self.rows, size, self.pair.data_plate, training=False)
             if recipe.amortized:
