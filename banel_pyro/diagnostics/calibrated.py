@@ -142,6 +142,10 @@ class Calibration:
             rows[label] |= {f"{name}_stderr": share.stderr for name, share in found.items()}
         return pd.DataFrame.from_dict(rows, orient="index")
 
+    def shares(self) -> dict[str, NDArray[np.float64]]:
+        """By latent number, such as ``z[0]``, the shares of :attr:`pit`, one for each simulation."""
+        return {label: shares for label, _, shares in self._numbers()}
+
     def to_arviz(self) -> xr.DataTree:
         """The shares of :attr:`pit` for ``arviz_plots.plot_ecdf_pit``: group ``prior_sbc``, dims (chain, draw, ...)."""
         shares = self.pit.rename(simulation="draw").expand_dims("chain")
