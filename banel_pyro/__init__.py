@@ -19,6 +19,7 @@ from banel_pyro.training.callbacks import CSVLogger, Event, Metric, TensorBoard
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.fit import fit
 from banel_pyro.training.restarts import Restarts, restarts
+from banel_pyro.training.rules import Cusum, Patience, Plateau
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __version__ = _version("banel_pyro")
@@ -34,6 +35,7 @@ __all__ = [
     "CollapseError",
     "Constant",
     "Cosine",
+    "Cusum",
     "Cyclical",
     "Estimate",
     "Event",
@@ -45,7 +47,9 @@ __all__ = [
     "Metric",
     "NonFiniteError",
     "Pair",
+    "Patience",
     "Piecewise",
+    "Plateau",
     "Restarts",
     "Split",
     "TensorBoard",
