@@ -55,20 +55,19 @@ class Calibration:
     def table(self) -> pd.DataFrame:
         r"""What the ranks of each latent number say.
 
-        Returns:
-            A row per latent number with
+        SBC is ``uniform_chi2, uniform_p``, the test of :func:`~banel_pyro.diagnostics.ranks.uniformity`: a small p says
+        that the spread or the centre is wrong. ``in_band`` says whether the distribution function stays in ArviZ's
+        simultaneous band of 95 %. VSBC is ``symmetric_ks, symmetric_p``, that of
+        :func:`~banel_pyro.diagnostics.ranks.symmetry`: a small p says that the centre is wrong.
 
-            - ``uniform_chi2, uniform_p``: SBC, the test of :func:`~banel_pyro.diagnostics.ranks.uniformity`; a small p
-              says that the spread or the centre is wrong;
-            - ``in_band``: whether the distribution function stays in ArviZ's simultaneous band of 95 %;
-            - ``symmetric_ks, symmetric_p``: VSBC, that of :func:`~banel_pyro.diagnostics.ranks.symmetry`; a small p
-              says that the centre is wrong;
-            - ``centre, centre_stderr``: mean share of the guide below the true value, less 1/2: above 0 where guides
-              lie too low;
-            - ``width, width_stderr``: 12 times the mean square of that share less 1/2 (without the part that is due to
-              L): above 1 where guides are too narrow;
-            - ``sd_ratio``: sd of the guide over that of the posterior that would make this width, were both Gaussian
-              with one centre: :math:`\sqrt T` with :math:`w = \frac{6}{\pi}\arcsin\frac{1}{1 + T}`.
+        ``centre`` is the mean share of the guide below the true value, less 1/2: above 0 where guides lie too low.
+        ``width`` is 12 times the mean square of that share less 1/2, without the part that is due to L: above 1 where
+        guides are too narrow. Both have a standard error. ``sd_ratio`` is the sd of the guide over that of the
+        posterior that makes this width where both are Gaussian with one centre: :math:`\sqrt{T}` with
+        :math:`w = \frac{6}{\pi} \arcsin \frac{1}{1 + T}`.
+
+        Returns:
+            A row per latent number with these columns.
 
         Raises:
             ValueError: with fewer than 10 simulations.

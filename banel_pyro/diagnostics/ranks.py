@@ -27,7 +27,7 @@ LEAST_EXPECTED = 5  # in a bin, below which the chi-square law is a poor approxi
 class Significance(NamedTuple):
     """A test.
 
-    Args:
+    Attributes:
         statistic: its statistic.
         p_value: probability of at least this statistic if the hypothesis holds.
     """
@@ -39,7 +39,7 @@ class Significance(NamedTuple):
 class EcdfBand(NamedTuple):
     """An empirical distribution function with the band that a uniform one stays in as a whole.
 
-    Args:
+    Attributes:
         x: where it is evaluated.
         ecdf: the share of values up to there.
         low: lower end of the band.
@@ -130,18 +130,18 @@ def _walk_reaches(level: int, steps: int) -> float:
         return 1.0
     inside = np.zeros(2 * level + 1)
     inside[level] = 1.0
+    # what arrives at an end is not carried on
     for _ in range(steps):
         inside[1:-1] = 0.5 * (inside[:-2] + inside[2:])
-        inside[[0, -1]] = 0.0  # those that have arrived
     return float(1 - inside.sum())
 
 
 def tempered_ranks(num_draws: int, lam: float) -> Array:
     r"""Probability of each rank where the posterior is Gaussian, and so is the guide, but for a variance T times that.
 
-    With :math:`T = 1 - \lambda`, the true value lies at the quantile :math:`u = \Phi(Z / \sqrt T)` of the guide, with Z
-    standard normal, and its rank among L draws has :math:`P(r) = E_Z[\operatorname{Bin}(r; L, u)]`. For λ > 0 ranks
-    pile up at both ends. By quadrature, to nine digits for λ up to 0.999.
+    With :math:`T = 1 - \lambda`, the true value lies at the quantile :math:`u = \Phi(Z / \sqrt{T})` of the guide, where
+    Z is standard normal, and its rank among L draws has :math:`P(r) = E_Z[\operatorname{Bin}(r; L, u)]`.
+    For λ > 0 ranks pile up at both ends. By quadrature, to nine digits for λ up to 0.999.
 
     Args:
         num_draws: L.

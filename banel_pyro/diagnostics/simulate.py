@@ -26,7 +26,7 @@ __all__ = ["Simulation", "check_drawable", "simulate", "trained_parameters"]
 class Simulation(NamedTuple):
     """Latents and data drawn from a model together.
 
-    Args:
+    Attributes:
         trace: the model's trace, in which what is usually observed was drawn.
         rows: the data as the model takes them: the observed ones are new, the others are those that were given.
     """
