@@ -154,7 +154,8 @@ class Cusum(StoppingRule):
 
     With :math:`z_t` the increment of the ELBO over its standard deviation,
 
-    .. math:: S_t = \max(0, S_{t-1} + k - z_t), \qquad \text{stop when } S_t > h.
+    .. math::
+        S_t = \max(0, S_{t-1} + k - z_t), \qquad \text{stop when } S_t > h.
 
     The standard deviation is that of two evaluations around a slow trend, from second differences. An ELBO that has
     stopped rising is stopped after about h/k evaluations; one that gains 2k standard deviations an evaluation goes on:
