@@ -20,6 +20,7 @@ from banel_pyro.training.control import TargetEntropy, TargetRate, TargetSpread
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.fit import fit
 from banel_pyro.training.restarts import Restarts, restarts
+from banel_pyro.training.rules import Cusum, Patience, Plateau
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __version__ = _version("banel_pyro")
@@ -35,6 +36,7 @@ __all__ = [
     "CollapseError",
     "Constant",
     "Cosine",
+    "Cusum",
     "Cyclical",
     "Estimate",
     "Event",
@@ -46,7 +48,9 @@ __all__ = [
     "Metric",
     "NonFiniteError",
     "Pair",
+    "Patience",
     "Piecewise",
+    "Plateau",
     "Restarts",
     "Split",
     "TargetEntropy",

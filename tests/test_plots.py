@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
 from banel_pyro import Estimate, FitResult, spread
+from banel_pyro.diagnostics import Calibration
 from banel_pyro.diagnostics.latent import kl_per_dimension
 from banel_pyro.report import plots
 from models import data, eight_schools, vae
@@ -88,6 +89,14 @@ TRAVERSAL = xr.DataArray(
     coords={"latent": ["z[0]", "z[4]"], "sd": [-1.5, 0.0, 1.5]},
 )
 
+RANKED = Calibration(
+    xr.Dataset({"z": (("simulation", "z_dim_0"), np.stack([np.arange(40) % 20, np.arange(40) % 2 * 19], -1))}),
+    num_draws=19,
+    seed=0,
+    failed={},
+    seconds=1.0,
+)
+
 SINGLE: dict[str, Callable[..., Axes]] = {
     "terms": lambda **where: plots.plot_terms({"a": HISTORY, "b": HISTORY + 1}, held_out="val_elbo", **where),
     "spread": lambda **where: plots.plot_spread({"a": WIDTHS, "b": WIDTHS / 2}, **where),
@@ -97,6 +106,8 @@ SINGLE: dict[str, Callable[..., Axes]] = {
     "kl_per_dimension": lambda **where: plots.plot_kl_per_dimension({"a": KL, "b": KL / 2}, **where),
     "latent_scatter": lambda **where: plots.plot_latent_scatter(POINTS, [1, 2, 2], **where),
     "sd_ratio_against_lam": lambda **where: plots.plot_sd_ratio_against_lam(COMPARISONS, **where),
+    "ranks": lambda **where: plots.plot_ranks({"a": RANKED, "b": RANKED}, "z[1]", **where),
+    "rank_ecdf": lambda **where: plots.plot_rank_ecdf({"a": RANKED, "b": RANKED}, "z[1]", **where),
     "spread_against_lam": lambda **where: plots.plot_spread_against_lam(SPREADS, **where),
 }
 GRIDS: dict[str, tuple[Callable[..., Any], tuple[int, int]]] = {
@@ -276,6 +287,24 @@ def test_plot_intervals_shows_ninety_per_cent_and_what_was_observed(ax: Any) -> 
     assert [label.get_text() for label in ax.get_yticklabels()] == ["y[0]", "y[1]"]
 
 
+def test_plot_ranks_counts_them_beside_the_law(ax: Any) -> None:
+    """All at both ends: two bins of twenty, density 10; the law of λ = 0 is flat."""
+    plots.plot_ranks(RANKED, "z[1]", lam=0.0, ax=ax)
+    heights = ax.patches[-1].get_xy()[:, 1]
+    assert sorted(set(heights.round(6))) == [0.0, 10.0]
+    assert ax.lines[-1].get_ydata() == pytest.approx(np.ones(20))
+    flat = plots.plot_ranks(RANKED, "z[0]", ax=Figure().subplots())
+    assert set(flat.patches[-1].get_xy()[:, 1].round(6)) == {0.0, 1.0}
+
+
+def test_plot_rank_ecdf_leaves_the_band_where_the_test_does(ax: Any) -> None:
+    for latent, inside in (("z[0]", True), ("z[1]", False)):
+        plots.plot_rank_ecdf(RANKED, latent, ax=ax)
+        band, values = ax.collections[-1].get_paths()[0].vertices, ax.lines[-1].get_ydata()
+        low, high = (np.array([f(band[band[:, 0] == x, 1]) for x in ax.lines[-1].get_xdata()]) for f in (min, max))
+        assert bool(((low <= values) & (values <= high)).all()) is inside is bool(RANKED.table().loc[latent, "in_band"])
+
+
 def test_plot_images_puts_each_image_in_its_place() -> None:
     images = {"seen": np.zeros((3, 64)), "λ = 0": torch.as_tensor(IMAGES)}
     grid = plots.plot_images(images)
@@ -404,6 +433,14 @@ def test_sd_ratios_have_the_curves_of_normal_posteriors_from_their_own_start(ax:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
+        (lambda **d: plots.plot_ranks({}), ValueError, "calibrations is an empty mapping"),
+        (lambda **d: plots.plot_ranks(DRAWS), TypeError, "calibrations has a ndarray: expected what calibrate"),
+        (
+            lambda **d: plots.plot_ranks(RANKED),
+            ValueError,
+            r"there are several: expected one of \['z\[0\]', 'z\[1\]'\]",
+        ),
+        (lambda **d: plots.plot_rank_ecdf(RANKED, "y"), ValueError, "latent='y': expected one of"),
         (lambda **d: plots.plot_terms({}), ValueError, "histories is an empty mapping"),
         (lambda **d: plots.plot_terms([1.0]), TypeError, "histories is a list: expected a FitResult"),
         (lambda **d: plots.plot_terms({"a": 3}), TypeError, r"histories\['a'\] is a int"),

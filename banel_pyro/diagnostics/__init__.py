@@ -1,5 +1,6 @@
 """Diagnostics: functions of ArviZ objects and of trained pairs."""
 
+from banel_pyro.diagnostics.calibration import Calibration, calibrate
 from banel_pyro.diagnostics.decode import latent_traversal, prior_samples
 from banel_pyro.diagnostics.importance import Importance, importance
 from banel_pyro.diagnostics.latent import kl_per_dimension
@@ -9,8 +10,10 @@ from banel_pyro.diagnostics.references import nuts_reference, posteriordb_draws
 from banel_pyro.diagnostics.spread import active_units, spread
 
 __all__ = [
+    "Calibration",
     "Importance",
     "active_units",
+    "calibrate",
     "compare",
     "importance",
     "k_hat_threshold",

@@ -14,7 +14,7 @@ from banel_pyro.evaluate import mean_estimate
 from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.terms import Estimate
 
-__all__ = ["active_units", "density_entropies", "labelled", "spread"]
+__all__ = ["active_units", "density_entropies", "labelled", "spread", "stacked_labels"]
 
 
 def spread(
@@ -141,9 +141,18 @@ def labelled(name: str, table: xr.Dataset) -> list[tuple[str, dict[str, float]]]
     dims = list(table[next(iter(table.data_vars))].dims)
     flat = table.stack(number=dims) if dims else table.expand_dims("number")
     columns = {str(column): values.to_numpy() for column, values in flat.data_vars.items()}
-    labels = [np.atleast_1d(label).tolist() for label in flat["number"].to_numpy().tolist()] if dims else [[]]
-    names = [f"{name}[{', '.join(map(str, label))}]" if label else name for label in labels]
+    names = stacked_labels(name, flat["number"].to_numpy().tolist()) if dims else [name]
     return [(label, {c: float(v[i]) for c, v in columns.items()}) for i, label in enumerate(names)]
+
+
+def stacked_labels(name: str, coordinates: Sequence[Any]) -> list[str]:
+    """Names for the numbers of a variable, such as ``theta[3]``.
+
+    Args:
+        name: of the variable.
+        coordinates: of each number: a coordinate, or a tuple with one for each dim.
+    """
+    return [f"{name}[{', '.join(map(str, np.atleast_1d(label).tolist()))}]" for label in coordinates]
 
 
 def _check(posterior: xr.Dataset, var_names: Sequence[str] | None, over: Sequence[str], hdi_prob: float) -> None:

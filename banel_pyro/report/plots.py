@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 
 from banel_pyro.diagnostics.spread import density_entropies
 from banel_pyro.inference_data import group
+from banel_pyro.report.calibration_plots import plot_rank_ecdf, plot_ranks
 from banel_pyro.report.canvas import (
     COLOURS,
     STYLE,
@@ -54,14 +55,8 @@ from banel_pyro.terms import Estimate
 
 __all__ = ["COLOURS", "NEAR_NORMAL", "NINETY", "STYLE", "WIDTH", "add_legend", "handles", "image_side"]
 __all__ += ["plot_entropies", "plot_entropy_per_datum", "plot_images", "plot_intervals", "plot_kl_per_dimension"]
-__all__ += [
-    "plot_latent_scatter",
-    "plot_latent_traversal",
-    "plot_prior_samples",
-    "plot_sd_ratio_against_lam",
-    "plot_spread",
-]
-__all__ += ["plot_spread_against_lam", "plot_terms"]
+__all__ += ["plot_latent_scatter", "plot_latent_traversal", "plot_prior_samples", "plot_rank_ecdf", "plot_ranks"]
+__all__ += ["plot_sd_ratio_against_lam", "plot_spread", "plot_spread_against_lam", "plot_terms"]
 
 NINETY = (0.05, 0.95)
 """The ends of a 90 % interval, as quantiles."""

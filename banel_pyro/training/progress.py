@@ -18,9 +18,10 @@ class Progress:
     Args:
         total: steps in all.
         enabled: False shows nothing.
+        title: what is under way.
     """
 
-    def __init__(self, total: int, *, enabled: bool) -> None:
+    def __init__(self, total: int, *, enabled: bool, title: str = "fit") -> None:
         self._bar: _Terminal | _Notebook | None = None
         if enabled:
             with kept_rng():  # importing rich draws from Python's generator
@@ -28,7 +29,7 @@ class Progress:
 
                 console = Console(stderr=True)
                 # in a notebook rich needs ipywidgets, and warns without
-                self._bar = _Notebook(total) if console.is_jupyter else _Terminal(total, console)
+                self._bar = _Notebook(total, title) if console.is_jupyter else _Terminal(total, title, console)
 
     def __enter__(self) -> Progress:
         return self
@@ -43,21 +44,25 @@ class Progress:
         lam = " ".join(sites) or f"{row['lam']:.3g}"
         terms = f"ELBO {row['elbo']:.2f}  KL {row['kl']:.2f}  entropy {row['entropy']:.2f}  lam {lam}"
         terms += f"  captured in {captured:.0f} s" if captured else ""
+        self.show(step, terms)
+
+    def show(self, done: int, text: str) -> None:
+        """Show how much is done, and a text."""
         if self._bar is not None:
-            self._bar.show(step, terms)
+            self._bar.show(done, text)
 
 
 class _Terminal:
     """A bar of rich on a console."""
 
-    def __init__(self, total: int, console: Any) -> None:
+    def __init__(self, total: int, title: str, console: Any) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         terms = TextColumn("{task.fields[terms]}")
-        columns = (TextColumn("fit"), BarColumn(), MofNCompleteColumn(), terms, TimeRemainingColumn())
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), terms, TimeRemainingColumn())
         self._bar = Bar(*columns, console=console)
-        self._task = self._bar.add_task("fit", total=total, terms="")
+        self._task = self._bar.add_task(title, total=total, terms="")
         self._bar.start()
 
     def show(self, step: int, terms: str) -> None:
@@ -70,8 +75,8 @@ class _Terminal:
 class _Notebook:
     """A bar of characters in the output of a notebook's cell, which needs nothing but IPython."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, title: str) -> None:
+        self.total, self.title = total, title
         display = importlib.import_module("IPython.display").display
         self._handle = display(self._text(0, ""), raw=True, display_id=True)
 
@@ -83,4 +88,4 @@ class _Notebook:
 
     def _text(self, step: int, terms: str) -> dict[str, str]:
         done = 30 * step // self.total
-        return {"text/plain": f"fit {'━' * done}{' ' * (30 - done)} {step}/{self.total}  {terms}"}
+        return {"text/plain": f"{self.title} {'━' * done}{' ' * (30 - done)} {step}/{self.total}  {terms}"}

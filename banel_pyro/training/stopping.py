@@ -1,4 +1,4 @@
-"""When to stop a run: the collapse detector. Pure functions of the history, on the untempered ELBO only."""
+"""When to break off a run: the collapse detector. Pure functions of the history, on the untempered ELBO only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["CollapseDetector", "CollapseError"]
+__all__ = ["CollapseDetector", "CollapseError", "noise_variance"]
 
 Columns: TypeAlias = dict[str, NDArray[np.float64]]
 
@@ -115,7 +115,7 @@ class CollapseDetector:
         best = int(np.argmax(smooth))
         if best + 2 * w > len(smooth):
             return best, 0.0, 0.0
-        return best, float(smooth[best] - smooth[-1]), math.sqrt(_noise_variance(elbo) * 2 / w)
+        return best, float(smooth[best] - smooth[-1]), math.sqrt(noise_variance(elbo) * 2 / w)
 
     def _excess(self, columns: Columns, site: str, size: float, best: int) -> tuple[float, float]:
         """Nats per dimension by which a site fell beyond the bound, and in all."""
@@ -129,7 +129,7 @@ class CollapseDetector:
         if now >= earlier:  # no longer falling
             return 0.0, 0.0
         bound = -math.log1p(-lam) if lam < 1 else 0.0
-        noise = self.noise * math.sqrt(_noise_variance(per_dimension) * 2 / w)
+        noise = self.noise * math.sqrt(noise_variance(per_dimension) * 2 / w)
         # the earlier window had to be below it as well: one low window of a noisy step size is no trend
         return float(before - earlier - bound - noise), float(before - now)
 
@@ -142,7 +142,11 @@ def _columns(history: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Columns:
     return {name: np.array([row.get(name, nan) for row in rows], dtype=float) for name in names}
 
 
-def _noise_variance(values: NDArray[np.float64]) -> float:
-    """Variance of the noise around a slow trend, from second differences."""
+def noise_variance(values: NDArray[np.float64]) -> float:
+    """Variance of the noise around a slow trend, from second differences.
+
+    Args:
+        values: at least three, equally far apart.
+    """
     second = values[2:] - 2 * values[1:-1] + values[:-2]
     return float(np.median(second**2) / 0.4549 / 6)  # median of chi^2_1 is 0.4549; Var(second difference) = 6
