@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from banel_pyro import BaNEL_ELBO, CapturedSVI, CaptureError, LossTerms
 from banel_pyro.capture import compiler, graphs, products, step
@@ -293,6 +294,19 @@ def test_compiled_steps_have_the_losses_of_eager_ones(caplog: pytest.LogCaptureF
     captured, eager = losses_of(BaNEL_ELBO(), clip_norm=2.0), losses_of(BaNEL_ELBO(), eager=True, clip_norm=2.0)
     assert captured == pytest.approx(eager, rel=1e-5)
     assert not [r for r in caplog.records if r.name == "banel_pyro"]  # it did compile
+
+
+def test_what_is_compiled_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In inductor's cache on disk: by another program too, which has nothing of it in memory."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    found = []
+    for _ in range(2):
+        counters.clear()
+        losses = losses_of(BaNEL_ELBO(), steps=3)
+        found.append((counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"], losses))
+    assert found[0][:2] == (1, 0)
+    assert found[1][:2] == (0, 1)
+    assert found[0][2] == found[1][2]
 
 
 def test_pyros_own_elbo_equals_its_svi(no_compiler: None) -> None:

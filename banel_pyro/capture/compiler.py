@@ -78,15 +78,19 @@ def compiled(flat: FlatGraph, arguments: Sequence[Tensor]) -> CompiledGraph:
     start = time.perf_counter()
     inputs: list[Any] = [tensor.detach() for tensor in (*arguments, *flat.held)]
     with torch.no_grad(), _quiet():
+        from torch._guards import TracingContext, tracing
         from torch._inductor import compile as compile_graph  # heavy to import
+        from torch._subclasses.fake_tensor import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         # on a GPU the call is hidden behind the kernels, and C++ around them takes long to compile
         on_cpu = all(tensor.is_cpu for tensor in inputs)
         options = _OPTIONS | {"cpp_wrapper": on_cpu}
-        try:
-            run = compile_graph(flat.module, inputs, options=options)
-        except Exception:  # perhaps this compiler does not know all that the processor does
-            run = compile_graph(flat.module, inputs, options=options | {"cpp.vec_isa_ok": None})
+        with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True))):
+            try:
+                run = compile_graph(flat.module, inputs, options=options)
+            except Exception:  # perhaps this compiler does not know all that the processor does
+                run = compile_graph(flat.module, inputs, options=options | {"cpp.vec_isa_ok": None})
     return CompiledGraph(flat, run, time.perf_counter() - start)
 
 
