@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from banel_pyro import FitResult, Pair, spread
-from banel_pyro.diagnostics import compare, kl_per_dimension, latent_traversal, nuts_reference, prior_samples
+from banel_pyro.diagnostics import calibrate, compare, kl_per_dimension, latent_traversal, nuts_reference, prior_samples
 from banel_pyro.inference_data import group
 from banel_pyro.report import plots
-from models import data, eight_schools, vae
+from models import data, eight_schools, normal_normal, vae
 
 IMAGES = 8
 SCHOOLS = ["mu", "tau", "theta"]
@@ -105,6 +105,16 @@ def of_the_schools(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def of_calibrations(args: argparse.Namespace) -> dict[str, Any]:
+    """Ranks of true values under the guide of data that were drawn with them, at two lambda."""
+    options: dict[str, Any] = {"num_simulations": args.draws, "num_draws": 19, "seed": args.seed, "progress": False}
+    found = {
+        f"λ = {lam:g}": calibrate(normal_normal.pair, lam=lam, steps=args.steps, lr=0.05, **options)
+        for lam in (0.0, 0.75)
+    }
+    return {"ranks": plots.plot_ranks(found, "density"), "rank_ecdf": plots.plot_rank_ecdf(found, "density")}
+
+
 def reference(args: argparse.Namespace) -> Any:
     """What NUTS draws from the posterior of the eight schools."""
     each = max(args.draws // 2, 4)
@@ -133,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
     matplotlib.use("Agg")  # files only: no window, with a screen or without
     torch.set_num_threads(1)  # a step is a millisecond: a second thread mostly waits
     results = {f"λ = {lam:g}": digits(lam, 8, args) for lam in (0.0, 0.4)}
-    save(of_the_digits(results, args) | of_the_plane(args) | of_the_schools(args), args.out)
+    save(of_the_digits(results, args) | of_the_plane(args) | of_the_schools(args) | of_calibrations(args), args.out)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
