@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import CellType, FunctionType, MethodType
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["evaluation_mode", "modules_of", "reachable_modules"]
+__all__ = ["evaluation_mode", "fresh_modules", "modules_of", "reachable_modules"]
 
 
 def modules_of(*callables: Any) -> list[nn.Module]:
@@ -32,6 +32,22 @@ def reachable_modules(*callables: Any) -> list[nn.Module]:
             inside = {id(part) for top in found for part in top.modules()}
             if id(module) not in inside:
                 found.append(module)
+    return found
+
+
+def fresh_modules(model: Any, guide: Any, seen: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules of a pair that a user's function has made, none of which may be one of ``seen``.
+
+    Raises:
+        ValueError: if one is: a run would go on from what that has learnt, and change an earlier result.
+    """
+    found = reachable_modules(model, guide)
+    shared = sorted({type(module).__name__ for module in found if any(module is other for other in seen)})
+    if shared:
+        raise ValueError(
+            f"make() returned a pair with the same {shared} as before: expected a fresh pair at every call. Make "
+            "networks and autoguides inside the function."
+        )
     return found
 
 

@@ -14,13 +14,12 @@ import pyro
 import torch
 from numpy.typing import NDArray
 from pyro.poutine.util import site_is_subsample
-from torch import nn
 
 from banel_pyro.batches import Rows, as_rows, num_rows, transformed
 from banel_pyro.diagnostics.simulate import Simulation, check_drawable, simulate, trained_parameters
 from banel_pyro.draws import Table
 from banel_pyro.evaluate import guide_draws
-from banel_pyro.modules import evaluation_mode, reachable_modules
+from banel_pyro.modules import evaluation_mode, fresh_modules, reachable_modules
 from banel_pyro.pair import Pair
 from banel_pyro.plates import DataPlate, find_data_plate
 from banel_pyro.precision import cast_modules, cast_rows, checked_dtype, default_dtype
@@ -204,7 +203,7 @@ class Simulator:
 
     def _fresh(self) -> Pair:
         pair = self.recipe.make()
-        _refuse_shared(pair, self._modules)
+        fresh_modules(pair.model, pair.guide, self._modules)
         cast_modules(self.recipe.cast, pair.model, pair.guide)
         return pair
 
@@ -244,17 +243,6 @@ def _train(pair: Pair, recipe: Recipe) -> None:
 
 def _empty_store() -> Any:
     return {"params": {}, "constraints": {}}
-
-
-def _refuse_shared(pair: Pair, modules: Sequence[nn.Module]) -> None:
-    """Refuse a pair with a module of the first one: it would go on from what that has learnt."""
-    found = reachable_modules(pair.model, pair.guide)
-    shared = sorted({type(module).__name__ for module in found if any(module is other for other in modules)})
-    if shared:
-        raise ValueError(
-            f"make() returned a pair with the same {shared} as before: expected a fresh pair at every call. Make "
-            "networks and autoguides inside the function."
-        )
 
 
 def _is_latent(site: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from banel_pyro.batches import Rows
 from banel_pyro.checks import integer, seed_number
 from banel_pyro.evaluate import mean_estimate, trace_draws
-from banel_pyro.modules import reachable_modules
+from banel_pyro.modules import fresh_modules
 from banel_pyro.pair import Pair
 from banel_pyro.run import FitResult
 from banel_pyro.seeding import fork_rng
@@ -97,7 +97,7 @@ def restarts(
         store: Any = {"params": {}, "constraints": {}}
         with pyro.get_param_store().scope(store), fork_rng(seed):
             pair = make()
-            _refuse_shared(pair, seen)
+            seen += fresh_modules(pair.model, pair.guide, seen)
             try:
                 result = replace(pair, data=lambda: split).fit(seed=seed, out=folder, **options)
             except (NonFiniteError, CollapseError) as error:
@@ -112,18 +112,6 @@ def restarts(
         _nothing_found(rows)
     columns = ["elbo", "elbo_stderr", "rows", "steps", "stopped"]
     return Restarts(found, pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns))
-
-
-def _refuse_shared(pair: Pair, seen: list[nn.Module]) -> None:
-    """Refuse a pair that has a module of an earlier run: it would go on from there, and change that run's result."""
-    modules = reachable_modules(pair.model, pair.guide)
-    shared = sorted({type(module).__name__ for module in modules if any(module is other for other in seen)})
-    if shared:
-        raise ValueError(
-            f"make() returned a pair with the same {shared} as before: expected a fresh pair at every call. Make "
-            "networks and autoguides inside the function."
-        )
-    seen += modules
 
 
 def _nothing_found(rows: Mapping[int, Mapping[str, Any]]) -> NoReturn:
