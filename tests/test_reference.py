@@ -21,7 +21,6 @@ from torch import Tensor
 
 from banel_pyro import Pair
 from banel_pyro.diagnostics import compare, nuts_reference, posteriordb_draws
-from banel_pyro.diagnostics.reference import wasserstein
 from banel_pyro.inference_data import from_datasets, group
 from models import eight_schools
 
@@ -94,13 +93,6 @@ def test_errors_of_an_autocorrelated_reference_are_larger() -> None:
     found = compare(drawn(mu=rng.normal(size=20_000)), drawn(mu=chain[:, 1000:])).loc["mu"]
     assert found["mean_error_stderr"] == pytest.approx(math.sqrt(1.9 / 0.1 / 4000), rel=0.25)
     assert abs(found["mean_error"]) < 4 * found["mean_error_stderr"]
-
-
-@pytest.mark.parametrize(("a", "b"), [((0.0, 1.0), (0.0, 1.0)), ((0.0, 1.0), (2.0, 1.0)), ((1.0, 2.0), (-1.0, 0.5))])
-def test_the_wasserstein_distance_is_scipys(a: tuple[float, float], b: tuple[float, float]) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(*a, 300), rng.normal(*b, 500)
-    assert wasserstein(x, y) == pytest.approx(stats.wasserstein_distance(x, y))
 
 
 def test_a_skewed_reference_is_not_normal() -> None:

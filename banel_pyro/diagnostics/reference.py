@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from banel_pyro.diagnostics.spread import labelled
 from banel_pyro.inference_data import ArviZ, group, group_names
 
-__all__ = ["COVERAGES", "compare", "wasserstein"]
+__all__ = ["COVERAGES", "compare"]
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 
@@ -107,6 +107,8 @@ def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
 
 def _columns(q: Array, r: Array, p: Array | None) -> dict[str, Array]:
     """The columns of the table, each (number), from draws (chain, draw, number)."""
+    from scipy.stats import wasserstein_distance  # type: ignore[import-untyped]  # heavy; arviz-stats has it too
+
     flat, ref = q.reshape(-1, q.shape[-1]), r.reshape(-1, r.shape[-1])
     sd_q, sd_r, shift = flat.std(0, ddof=1), ref.std(0, ddof=1), flat.mean(0) - ref.mean(0)
     sd_p = np.full_like(sd_q, math.nan) if p is None else p.reshape(-1, p.shape[-1]).std(0, ddof=1)
@@ -119,7 +121,7 @@ def _columns(q: Array, r: Array, p: Array | None) -> dict[str, Array]:
         }
         found |= {f"coverage_{c}": _coverage(flat, ref, c / 100) for c in COVERAGES}
         pairs = zip(flat.T, ref.T, strict=True)
-        found["wasserstein"] = np.array([wasserstein(a, b) for a, b in pairs]) / sd_r
+        found["wasserstein"] = np.array([wasserstein_distance(a, b) for a, b in pairs]) / sd_r
         found |= {"z_score": shift / sd_q, "contraction": 1 - (sd_q / sd_p) ** 2}
         found["non_normal"] = _distance_from_normal((ref - ref.mean(0)) / sd_r)
     return found
@@ -146,22 +148,6 @@ def _coverage(guide: Array, reference: Array, probability: float) -> Array:
     low, high = np.quantile(guide, [(1 - probability) / 2, (1 + probability) / 2], axis=0)
     inside: Array = ((low <= reference) & (reference <= high)).mean(axis=0)
     return inside
-
-
-def wasserstein(a: Array, b: Array) -> float:
-    r"""Distance :math:`W_1 = \int |F_a - F_b|` of two sets of draws of one number, in its units.
-
-    Args:
-        a: draws.
-        b: as many or other.
-
-    Example:
-        >>> wasserstein(np.array([0.0, 1.0]), np.array([2.0, 3.0, 2.0, 3.0]))
-        2.0
-    """
-    ends = np.sort(np.concatenate([a, b]))
-    shares = [np.searchsorted(np.sort(x), ends[:-1], side="right") / len(x) for x in (a, b)]
-    return float(np.sum(np.abs(shares[0] - shares[1]) * np.diff(ends)))
 
 
 def _distance_from_normal(standard: Array) -> Array:
