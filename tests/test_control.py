@@ -26,21 +26,18 @@ def gaussian_terms(lam: float) -> LossTerms:
     return LossTerms(0.0, 0.5 * D * (variance - 1.0 - math.log(variance)), entropy, lam, lam * entropy)
 
 
-def follow(controller: Controller, steps: int, *, log_every: int = 10, lag: float = 100.0) -> list[float]:
-    """λ at log points, of a posterior whose log width follows that of its optimum with so many steps of lag."""
+def follow(
+    controller: Controller, steps: int, *, log_every: int = 10, lag: float = 100.0
+) -> tuple[list[float], list[float]]:
+    """λ at log points, and log T of a posterior that follows its optimum with so many steps of lag."""
     control = Controlled(controller, NO_PLATE, {"z": float(D)})
-    log_t, found = math.log1p(-control.lam), []
-    WIDTHS.clear()
+    log_t, found, widths = math.log1p(-control.lam), list[float](), list[float]()
     for _ in range(steps // log_every):
         log_t += (math.log1p(-control.lam) - log_t) * (1.0 - math.exp(-log_every / lag))
         control.observe(gaussian_terms(-math.expm1(log_t)), log_every)
         found.append(control(0, None))
-        WIDTHS.append(log_t)
-    return found
-
-
-WIDTHS: list[float] = []
-"""The log temperature of the posterior itself, at the log points of the last call."""
+        widths.append(log_t)
+    return found, widths
 
 
 def lam_at(entropy: float) -> float:
@@ -50,14 +47,14 @@ def lam_at(entropy: float) -> float:
 @pytest.mark.parametrize("start", [-3.0, 0.0, 0.9])
 @pytest.mark.parametrize("gap", [-2.0, 0.7])
 def test_the_exact_weight_of_a_gaussian_is_found(gap: float, start: float) -> None:
-    found = follow(TargetEntropy(H0 + gap, start=start), 10_000)
+    found, _ = follow(TargetEntropy(H0 + gap, start=start), 10_000)
     assert found[-1] == pytest.approx(lam_at(H0 + gap), abs=1e-6)
 
 
 @pytest.mark.parametrize("start", [-3.0, 0.0, 0.9])
 def test_the_exact_weight_for_a_rate_is_found(start: float) -> None:
     exact = 0.6
-    found = follow(TargetRate(float(gaussian_terms(exact).kl), start=start), 20_000)
+    found, _ = follow(TargetRate(float(gaussian_terms(exact).kl), start=start), 20_000)
     assert found[-1] == pytest.approx(exact, abs=1e-6)
 
 
@@ -65,16 +62,16 @@ def test_the_exact_weight_for_a_rate_is_found(start: float) -> None:
 def test_a_spread_starts_where_a_gaussian_has_it_and_stays(ratio: float) -> None:
     controller = TargetSpread(ratio, H0)
     assert controller.start == pytest.approx(1.0 - ratio**2, abs=1e-15)
-    assert follow(controller, 1000) == pytest.approx([1.0 - ratio**2] * 100, abs=1e-9)
-    assert follow(TargetSpread(ratio, H0, start=0.5), 10_000)[-1] == pytest.approx(1.0 - ratio**2, abs=1e-6)
+    assert follow(controller, 1000)[0] == pytest.approx([1.0 - ratio**2] * 100, abs=1e-9)
+    assert follow(TargetSpread(ratio, H0, start=0.5), 10_000)[0][-1] == pytest.approx(1.0 - ratio**2, abs=1e-6)
 
 
 def test_it_does_not_swing_when_it_is_twice_as_slow_as_the_optimiser() -> None:
     """The textbook's second-order system: damping √½ overshoots by 4.3 per cent, in log T."""
     target = -2.0
-    follow(TargetEntropy(H0 + target, over=200, lam_max=0.999), 4000, log_every=1, lag=100.0)
+    _, widths = follow(TargetEntropy(H0 + target, over=200, lam_max=0.999), 4000, log_every=1, lag=100.0)
     goal = 2.0 * target / D
-    assert min(WIDTHS) / goal - 1.0 == pytest.approx(math.exp(-math.pi), abs=0.005)
+    assert min(widths) / goal - 1.0 == pytest.approx(math.exp(-math.pi), abs=0.005)
 
 
 def test_what_cannot_be_reached_ends_at_the_bound_and_leaves_it_at_once() -> None:
