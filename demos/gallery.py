@@ -2,7 +2,8 @@
 
 Three small problems, fitted in seconds: an autoencoder of handwritten digits with eight latents, at lam = 0 and
 lam = 0.4, for what happens in training and in the latent dimensions; another one with two latents, which can be
-looked at; and eight schools, whose few latents are shared, at several lam.
+looked at; and eight schools, whose few latents are shared, at several lam. For the ranks of a calibration guides
+need no fitting: those of a mean of normal data are known.
 
     python -m demos.gallery --out docs/pictures
 
@@ -12,6 +13,7 @@ Without them it makes a figure of pyplot, as here.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -106,13 +109,21 @@ def of_the_schools(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_calibrations(args: argparse.Namespace) -> dict[str, Any]:
-    """Ranks of true values under the guide of data that were drawn with them, at two lambda."""
-    options: dict[str, Any] = {"num_simulations": args.draws, "num_draws": 19, "seed": args.seed, "progress": False}
+    """Ranks of true values among draws of the guides of data that were drawn with them, at two lambda."""
+    options: dict[str, Any] = {"num_simulations": min(args.draws, 400), "num_draws": 19, "progress": False}
     found = {
-        f"λ = {lam:g}": calibrate(normal_normal.pair, lam=lam, steps=args.steps, lr=0.05, **options)
+        f"λ = {lam:g}": calibrate(normal_normal.pair, fit=partial(put_optimum, lam=lam), seed=args.seed, **options)
         for lam in (0.0, 0.75)
     }
     return {"ranks": plots.plot_ranks(found, "density"), "rank_ecdf": plots.plot_rank_ecdf(found, "density")}
+
+
+def put_optimum(pair: Pair, *, lam: float) -> None:
+    """Where training would end, which is known here: hundreds of fits would take minutes."""
+    x = pair.data() if pair.data is not None else ()
+    exact = normal_normal.tempered_optimum(x[0] if isinstance(x, tuple) else x, lam=lam)
+    pyro.param("density_loc", exact.loc.float())
+    pyro.param("density_scale", exact.scale.float(), constraint=dist.constraints.positive)
 
 
 def reference(args: argparse.Namespace) -> Any:
