@@ -8,10 +8,12 @@ from banel_pyro.diagnostics.psis import k_hat_threshold
 from banel_pyro.diagnostics.reference import compare
 from banel_pyro.diagnostics.references import nuts_reference, posteriordb_draws
 from banel_pyro.diagnostics.spread import active_units, spread
+from banel_pyro.diagnostics.trust import Trust, trust
 
 __all__ = [
     "Calibration",
     "Importance",
+    "Trust",
     "active_units",
     "calibrate",
     "compare",
@@ -23,4 +25,5 @@ __all__ = [
     "posteriordb_draws",
     "prior_samples",
     "spread",
+    "trust",
 ]

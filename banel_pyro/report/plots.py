@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from banel_pyro.diagnostics.spread import density_entropies
+from banel_pyro.diagnostics.stored import is_local, point_masses
 from banel_pyro.inference_data import group
 from banel_pyro.report.calibration_plots import plot_rank_ecdf, plot_ranks
 from banel_pyro.report.canvas import (
@@ -47,7 +48,6 @@ from banel_pyro.report.latent_plots import (
     plot_latent_traversal,
     plot_prior_samples,
 )
-from banel_pyro.report.numbers import is_local, point_masses
 from banel_pyro.report.reference_plots import NEAR_NORMAL, plot_sd_ratio_against_lam
 from banel_pyro.report.spread_plots import MAX_ROWS, plot_spread, plot_spread_against_lam
 from banel_pyro.run import FitResult
