@@ -105,9 +105,10 @@ def decompose(found: LogDensities) -> tuple[pd.DataFrame, pd.DataFrame]:
     ``stderr`` is of the finite draws, given the rows. Draws of different rows are independent: what they share, the
     mixture, is no estimate. ``rows_stderr`` is that of rows which are a sample of more. It is by the influence
     function of a row, in which the mixture does not appear to first order: for the mutual information
-    :math:`\mathrm{KL}(q(z \mid x_n) \,\|\, q(z)) - I_q`. ``rows_bias`` is the value less what more rows would make of
-    it, to first order in 1/N: for the mutual information :math:`-(E[q(z \mid x) / q(z)] - 1) / 2N`. It is itself too
-    small where rows are told apart by their z, as the ratio cannot exceed N.
+    :math:`\mathrm{KL}(q(z \mid x_n) \,\|\, q(z)) - I_q`; of a marginal KL near 0 it is cautious, and of a total
+    correlation near 0 it means nothing. ``rows_bias`` is the value less what more rows would make of it, to first
+    order in 1/N: for the mutual information :math:`-(E[q(z \mid x) / q(z)] - 1) / 2N`. It is itself too small, and
+    far too small where rows are told apart by their z, as the ratio cannot exceed N.
 
     Args:
         found: log densities at two draws or more of two rows or more.
