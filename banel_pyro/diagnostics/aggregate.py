@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,8 @@ MEASURES = ("kl", "mutual_information", "marginal_kl", "total_correlation", "dim
 """What :func:`decompose` takes the KL apart into."""
 
 
-class Conditional(NamedTuple):
+@dataclass(frozen=True)
+class Conditional:
     """The posteriors of some rows, which factorise over the numbers of z.
 
     Args:
@@ -93,13 +94,14 @@ def decompose(found: LogDensities) -> tuple[pd.DataFrame, pd.DataFrame]:
     r"""The mean KL of rows to the prior, taken apart in two ways.
 
     .. math::
-        \frac1N \sum_n \mathrm{KL}\big(q(z \mid x_n) \,\|\, p(z)\big)
-            &= I_q(x; z) + \mathrm{KL}\big(q(z) \,\|\, p(z)\big) \\
-            &= I_q(x; z) + \mathrm{TC}(z) + \sum_k \mathrm{KL}\big(q(z_k) \,\|\, p(z_k)\big)
+        \frac1N \sum_n \mathrm{KL}\big(q(z \mid x_n) \,\|\, p(z)\big) = I_q(x; z) + \mathrm{KL}(q(z) \,\|\, p(z))
+
+    .. math::
+        \mathrm{KL}\big(q(z) \,\|\, p(z)\big) = \mathrm{TC}(z) + \sum_k \mathrm{KL}\big(q(z_k) \,\|\, p(z_k)\big)
 
     with :math:`I_q(x; z) = E[\log q(z \mid x) - \log q(z)]` and
     :math:`\mathrm{TC}(z) = E[\log q(z) - \sum_k \log q(z_k)]` (Hoffman and Johnson 2016; Chen et al. 2018, arXiv
-    1802.04942). The KL on the left is known in closed form. Its draws, :math:`\log q(z \mid x) - \log p(z)`, less that
+    1802.04942). The mean KL is known in closed form. Its draws, :math:`\log q(z \mid x) - \log p(z)`, less that
     value, are a control variate of all the others, with one regression coefficient, so that both sums hold exactly.
 
     ``stderr`` is of the finite draws, given the rows. Draws of different rows are independent: what they share, the
