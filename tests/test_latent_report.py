@@ -153,7 +153,7 @@ def test_rows_that_are_told_apart_carry_the_log_of_their_number() -> None:
     assert found.mutual_information.value == pytest.approx(math.log(20), rel=1e-12)
     assert found.mutual_information.stderr < 1e-12
     assert "near its ceiling log 20 = 3.00" in found.verdict
-    assert found.verdict.startswith("not collapsed: 2 dimensions of 2 in use, and the latent carries 3.00 nats")
+    assert found.verdict.startswith("not collapsed: 2 of 2 dimensions active, and the latent carries 3.00 nats")
 
 
 def test_a_full_grid_of_rows_has_no_total_correlation() -> None:

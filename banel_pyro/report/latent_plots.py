@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from banel_pyro.batches import transformed
 from banel_pyro.diagnostics.latent import kl_per_dimension
-from banel_pyro.diagnostics.latent_report import LatentReport
+from banel_pyro.diagnostics.latent_record import LatentReport
 from banel_pyro.inference_data import group
 from banel_pyro.report.canvas import (
     COLOURS,
@@ -47,7 +47,7 @@ def plot_kl_per_dimension(kls: Any, *, ax: Axes | None = None) -> Axes:
 
     Args:
         kls: a table of :func:`~banel_pyro.diagnostics.latent.kl_per_dimension`, a
-            :class:`~banel_pyro.diagnostics.LatentReport`, a FitResult (then of its training data), or some by label.
+            :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, a FitResult (then of its training data), or some by label.
         ax: axes to draw on.
 
     Raises:

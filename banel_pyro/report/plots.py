@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from banel_pyro.diagnostics.latent_report import LatentReport
+from banel_pyro.diagnostics.latent_record import LatentReport
 from banel_pyro.diagnostics.spread import density_entropies
 from banel_pyro.inference_data import group
 from banel_pyro.report.calibration_plots import plot_rank_ecdf, plot_ranks
@@ -107,7 +107,7 @@ def plot_entropy_per_datum(entropies: Any, *, ax: Axes | None = None) -> Axes:
     """How the entropies of the data points' posteriors are distributed: a histogram for each run, a line at its mean.
 
     Args:
-        entropies: an array (datum) of entropies in nats, a :class:`~banel_pyro.diagnostics.LatentReport`, an ArviZ
+        entropies: an array (datum) of entropies in nats, a :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, an ArviZ
             object or a FitResult to draw from, or some by label.
         ax: axes to draw on.
 
