@@ -31,11 +31,10 @@ class LatentReport:
     r"""What the latent of an amortised pair carries about the rows of data.
 
     :func:`~banel_pyro.diagnostics.latent_report.latent_report` makes it. All of it is in nats a row unless said
-    otherwise. It speaks of the rows that were given: the mutual information
-    is that of z and *which of the N rows it is*, at most log N, and there is no bias in it. As an estimate for more
-    rows of the kind it is too low, and ``marginal_kl`` too high by as much, since mutual information is concave and
-    a KL convex in the distribution of x; ``total_correlation`` can be off either way. What is 0 may come out below 0,
-    by its error.
+    otherwise. It speaks of the rows that were given: the mutual information is that of z and *which of the N rows it
+    is*, at most log N, and there is no bias in it. As an estimate for more rows of the kind it is too low, and
+    ``marginal_kl`` too high by as much, since mutual information is concave and a KL convex in the distribution of x;
+    ``total_correlation`` can be off either way. What is 0 may come out below 0, by its error.
 
     Args:
         site: the latent.

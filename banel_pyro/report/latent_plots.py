@@ -47,7 +47,8 @@ def plot_kl_per_dimension(kls: Any, *, ax: Axes | None = None) -> Axes:
 
     Args:
         kls: a table of :func:`~banel_pyro.diagnostics.latent.kl_per_dimension`, a
-            :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, a FitResult (then of its training data), or some by label.
+            :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, a FitResult (then of its training data), or
+            some by label.
         ax: axes to draw on.
 
     Raises:

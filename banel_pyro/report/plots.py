@@ -107,8 +107,9 @@ def plot_entropy_per_datum(entropies: Any, *, ax: Axes | None = None) -> Axes:
     """How the entropies of the data points' posteriors are distributed: a histogram for each run, a line at its mean.
 
     Args:
-        entropies: an array (datum) of entropies in nats, a :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, an ArviZ
-            object or a FitResult to draw from, or some by label.
+        entropies: an array (datum) of entropies in nats, a
+            :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, an ArviZ object or a FitResult to draw from, or
+            some by label.
         ax: axes to draw on.
 
     Raises:
