@@ -17,7 +17,7 @@ import xarray as xr
 from banel_pyro.batches import Rows, as_rows, num_rows
 from banel_pyro.checks import integer, seed_number
 from banel_pyro.draws import WITHOUT_DRAWS, Table
-from banel_pyro.evaluate import Arguments, trace_draws
+from banel_pyro.evaluate import Arguments, learnt_parameters, trace_draws
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.plates import DataPlate, find_data_plate
 from banel_pyro.predictive import add_prior, argument_names, predict, predicted_sites, predictive_table
@@ -103,7 +103,8 @@ def to_arviz(
 
     Returns:
         The groups that were asked for, with attributes ``data_plate`` (or ""), ``densities`` (JSON: the
-        model's sites by density of the guide), ``point_masses`` (JSON) and versions.
+        model's sites by density of the guide), ``point_masses`` (JSON), ``subsampled`` (JSON: plates of which not all
+        rows are there), ``model_parameters`` (JSON, with ``log_likelihood``: what of the model is learnt) and versions.
 
     Raises:
         ValueError: for unknown groups or dims, coordinates or names of the wrong number, too few draws, or a batch
@@ -170,6 +171,8 @@ def posterior_of_rows(
                 add_prior(table, model, guide, rows, plate, step, groups)
     if "constant_data" in groups:
         table.add_constants(arguments, rows)
+    if "log_likelihood" in groups:
+        attrs = {**(attrs or {}), "model_parameters": learnt_parameters(model, guide, rows, plate, step)}
     return _arviz(table, {"posterior", "sample_stats", *groups}, coords or {}, attrs or {})
 
 
@@ -210,6 +213,7 @@ def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], 
     arrays = {name: found for name in GROUPS if name in groups and (found := table.arrays(name))}
     _check_coords(coords, table.sizes(arrays), table.plates.union(*table.names.values()))
     about = {"data_plate": table.plate.name or "", "densities": table.densities, "point_masses": sorted(table.points)}
+    about["subsampled"] = sorted(table.subsampled)
     versions = {name: version(name) for name in ("banel_pyro", "pyro-ppl", "torch")} | arviz_version()
     plain = {
         "created_at": datetime.now(UTC).isoformat(),
