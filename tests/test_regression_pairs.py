@@ -222,7 +222,7 @@ def test_scores_have_posteriordbs_posterior(children: tuple[Tensor, Tensor]) -> 
     assert np.abs(beta.std(0) / exact - 1).max() < 4 / math.sqrt(2 * 10_000)
 
 
-def test_independent_guides_of_raw_columns_can_reach_a_seventh_of_the_sds_at_best(
+def test_independent_guides_of_raw_columns_reach_a_seventh_of_the_sds(
     children: tuple[Tensor, Tensor],
 ) -> None:
     _, inverse = least_squares(*children)
