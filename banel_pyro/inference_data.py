@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,7 +21,7 @@ from banel_pyro.checks import integer, seed_number
 from banel_pyro.draws import WITHOUT_DRAWS, Table
 from banel_pyro.evaluate import Arguments, trace_draws
 from banel_pyro.modules import evaluation_mode
-from banel_pyro.plates import DataPlate, find_data_plate
+from banel_pyro.plates import DataPlate, find_data_plate, one_line
 from banel_pyro.predictive import add_prior, argument_names, predict, predicted_sites, predictive_table
 from banel_pyro.seeding import draw_seed, fork_rng
 from banel_pyro.streams import SiteStreams, rows_at_a_time
@@ -322,10 +324,36 @@ def write_netcdf(idata: ArviZ, file: str | PathLike[str]) -> None:
 def read_netcdf(file: str | PathLike[str]) -> ArviZ:
     """What :func:`write_netcdf` or ArviZ wrote, in memory: the file may be replaced afterwards.
 
+    The file may come from others: what leads out of it, or claims much more than it holds, is refused before it is
+    read (:mod:`banel_pyro.hdf5`).
+
     Args:
         file: its path.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or is no such file.
     """
-    found = xr.open_groups(str(file), engine="h5netcdf")
+    from banel_pyro.hdf5 import check_hdf5  # h5py is heavy to import
+
+    path = Path(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what xarray makes of a damaged file
+            check_hdf5(path)
+            return _read_groups(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # HDF5, h5netcdf and xarray raise many kinds for a damaged file
+        raise ValueError(
+            f"'{path}' cannot be read as netCDF ({type(error).__name__}: {one_line(error)[:200]}): the file is damaged, "
+            "or none that to_arviz or ArviZ wrote. In a run folder, delete it: the same call with resume=True draws "
+            "it anew."
+        ) from error
+
+
+def _read_groups(path: Path) -> ArviZ:
+    found = xr.open_groups(path, engine="h5netcdf")
     try:
         datasets = {name.strip("/"): data.load() for name, data in found.items()}
         return from_datasets(datasets, datasets.pop("", xr.Dataset()).attrs)

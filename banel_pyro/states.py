@@ -1,0 +1,145 @@
+"""What a state of a run holds: checked as a whole before any of it is put back, so that nothing is put back in part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from banel_pyro.reading import Field, check_fields
+
+__all__ = ["check_state"]
+
+MOST_PARTS, DEEPEST = 1_000_000, 50
+"""Numbers, texts and containers of a state, tensors apart; a list may hold another one twice, and that one too."""
+
+
+def check_state(state: Any) -> None:
+    """Refuse what is no state of a run.
+
+    Args:
+        state: as it was read.
+
+    Raises:
+        ValueError: naming what is missing or is something else.
+    """
+    _check_size(state)
+    if not isinstance(state, Mapping):
+        raise ValueError(f"it holds a {type(state).__name__}, expected a mapping")
+    if "params" not in state:  # of another format, or not of a run: whoever asks for more looks for it
+        return
+    check_fields("it", state, _FIELDS)
+    for name, value in state["params"].items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"it has a parameter '{name}' that is NaN or infinite")
+    later = {name for group in state["groups"][1:] for name in group}
+    unknown = [n for n in later - state["constraints"].keys() if n in state["params"]]
+    if unknown:
+        raise ValueError(f"it has no constraints of {sorted(unknown)}, which first appeared at a later step")
+
+
+def _check_size(state: Any) -> None:
+    """Refuse what unfolds without end: shared lists, and tensors of more numbers than are stored."""
+    waiting, parts = [(state, 0)], 0
+    while waiting:
+        item, depth = waiting.pop()
+        parts += 1
+        if parts > MOST_PARTS or depth > DEEPEST:
+            raise ValueError(f"it has more than {MOST_PARTS:,} parts, or {DEEPEST} inside each other")
+        if isinstance(item, Tensor):
+            if item.layout != torch.strided or item.numel() * item.element_size() > item.untyped_storage().nbytes():
+                raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
+        elif isinstance(item, Mapping):
+            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
+        elif isinstance(item, list | tuple | set):
+            waiting += [(part, depth + 1) for part in item]
+
+
+# ---- fields --------------------------------------------------------------------------------------
+
+
+def _mapping(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(isinstance(k, str) and of(v) for k, v in value.items())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(of, value))
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_none_or(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or of(value)
+
+
+def _is_row(value: Any) -> bool:
+    return _mapping(_is_number)(value) and _is_count(value.get("step"))
+
+
+def _is_recorded(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _is_list(_is_text)(value[0]) and type(value[1]) is bool
+
+
+def _is_lam(value: Any) -> bool:
+    return _is_number(value) or _is_tensor(value) or _mapping(lambda v: _is_number(v) or _is_tensor(v))(value)
+
+
+def _is_optimizer(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and {"state", "param_groups"} <= value.keys())
+
+
+def _is_rng(value: Any) -> bool:
+    if not isinstance(value, dict) or not {"torch", "cuda", "numpy", "random"} <= value.keys():
+        return False
+    numpy, python, generator = value["numpy"], value["random"], value["torch"]
+    return (
+        (_is_tensor(generator) and generator.dtype == torch.uint8 and generator.shape == torch.get_rng_state().shape)
+        and _is_list(_is_tensor)(value["cuda"])
+        and (isinstance(numpy, list) and len(numpy) == 5 and numpy[0] == "MT19937")
+        and (_is_tensor(numpy[1]) and numpy[1].shape == (624,) and _is_count(numpy[2]) and numpy[2] <= 624)
+        and (_is_count(numpy[3]) and _is_number(numpy[4]))
+        and (isinstance(python, list) and len(python) == 3 and _is_list(_is_count)(python[1]))
+        and (python[0] == 3 and len(python[1]) == 625 and python[1][-1] <= 624)
+        and (python[2] is None or _is_number(python[2]))
+    )
+
+
+_FIELDS: dict[str, Field] = {
+    "params": (_mapping(_is_tensor), "tensors by name"),
+    "constraints": (_mapping(lambda value: True), "constraints by name"),
+    "modules": (_mapping(_is_tensor), "tensors by name"),
+    "owners": (_mapping(_is_text), "names by name"),
+    "groups": (_is_list(_is_list(_is_text)), "lists of names"),
+    "optimizer": (_is_optimizer, "the state of an optimiser, or None"),
+    "kinds": (lambda value: _is_list(_is_text)(value) and len(value) == 2, "names of optimiser and scheduler"),
+    "scheduler": (_is_none_or(_mapping(lambda value: True)), "the state of a scheduler, or None"),
+    "rng": (_is_rng, "states of the generators"),
+    "step": (_is_count, "a step, 0 or more"),
+    "seconds": (lambda value: _is_number(value) and 0 <= value < math.inf, "seconds, 0 or more"),
+    "history": (_is_list(_is_row), "rows of numbers, each with its step"),
+    "meter": (_is_none_or(lambda value: _is_tensor(value) and value.dim() == 1), "a vector, or None"),
+    "metered": (_is_count, "a number of steps"),
+    "recorded": (_is_recorded, "names of densities, and whether the ELBO is whole"),
+    "lam": (_is_lam, "a number, or numbers by site"),
+    "next_lam": (_is_none_or(_is_number), "a number, or None"),
+    "capture": (_is_none_or(lambda value: isinstance(value, dict)), "what capture decided, or None"),
+    "last_terms": (_is_none_or(_mapping(lambda value: True)), "the terms of the last log point, or None"),
+    "stopped": (_is_none_or(_is_text), "why it was stopped, or None"),
+}
