@@ -1,8 +1,8 @@
 """Checkpoints: the last two states of a run, each on the disk whole or not at all, and checked when it is read.
 
 A state is a file of torch's: a zip archive whose every part has a checksum. It is written aside, brought to the disk,
-and renamed; the one before it is kept. Nothing in it is code, and reading it runs none: of what a pickle may name, torch's
-``weights_only=True`` allows more than a state needs, such as a ``bytearray`` of any size.
+and renamed; the one before it is kept. Nothing in it is code, and reading it runs none: of what a pickle may name,
+torch's ``weights_only=True`` allows more than a state needs, such as a ``bytearray`` of any size.
 """
 
 from __future__ import annotations

@@ -276,7 +276,15 @@ def group_names(idata: ArviZ) -> tuple[str, ...]:
 
     Args:
         idata: from :func:`to_arviz`.
+
+    Raises:
+        TypeError: if it is no ArviZ object.
     """
+    if not (hasattr(idata, "groups") and hasattr(idata, "attrs")) or isinstance(idata, xr.Dataset):
+        raise TypeError(
+            f"idata is a {type(idata).__name__}: expected what to_arviz returns, an InferenceData or a DataTree with "
+            "groups such as 'posterior'."
+        )
     return tuple(idata.children if isinstance(idata, xr.DataTree) else idata.groups())
 
 
@@ -288,8 +296,13 @@ def group(idata: ArviZ, name: str) -> xr.Dataset:
         name: of the group.
 
     Raises:
-        KeyError: if there is no such group.
+        TypeError: if it is no ArviZ object.
+        ValueError: if there is no such group.
     """
+    if name not in group_names(idata):
+        raise ValueError(
+            f"idata has no group '{name}', only {list(group_names(idata))}: draw with groups=('{name}', ...)."
+        )
     found: Any = idata[name]
     dataset: xr.Dataset = found.to_dataset() if isinstance(idata, xr.DataTree) else found
     return dataset
@@ -346,9 +359,9 @@ def read_netcdf(file: str | PathLike[str]) -> ArviZ:
         raise
     except Exception as error:  # HDF5, h5netcdf and xarray raise many kinds for a damaged file
         raise ValueError(
-            f"'{path}' cannot be read as netCDF ({type(error).__name__}: {one_line(error)[:200]}): the file is damaged, "
-            "or none that to_arviz or ArviZ wrote. In a run folder, delete it: the same call with resume=True draws "
-            "it anew."
+            f"'{path}' cannot be read as netCDF ({type(error).__name__}: {one_line(error)[:200]}): the file is "
+            "damaged, or none that to_arviz or ArviZ wrote. In a run folder, delete it: the same call with resume=True "
+            "draws it anew."
         ) from error
 
 

@@ -80,26 +80,27 @@ def read_json(file: Path, *, most: int = MOST_TEXT) -> Any:
         raise ValueError(f"'{file}' is not JSON ({_one_line(error)}): the file is damaged.") from error
 
 
-def check_fields(what: str, content: Any, fields: Mapping[str, Field]) -> None:
+def check_fields(what: str, content: Any, fields: Mapping[str, Field], remedy: str = "The file is damaged.") -> None:
     """Refuse a mapping that lacks a field, or has something else in it than expected.
 
     Args:
         what: the name of the mapping in the message, such as its file.
         content: the mapping.
         fields: by name, what its value has to be. Others may be there too.
+        remedy: how the message ends.
 
     Raises:
         ValueError: naming the field, its value and what was expected.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"{what} holds a {type(content).__name__}: expected a mapping. The file is damaged.")
+        raise ValueError(f"{what} holds a {type(content).__name__}: expected a mapping. {remedy}".strip())
     for name, (holds, expected) in fields.items():
         if name not in content:
-            raise ValueError(f"{what} has no '{name}': expected {expected}. The file is damaged.")
+            raise ValueError(f"{what} has no '{name}': expected {expected}. {remedy}".strip())
         if not holds(content[name]):
             shown = repr(content[name])
             shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-            raise ValueError(f"{what} has {name}={shown}: expected {expected}. The file is damaged.")
+            raise ValueError(f"{what} has {name}={shown}: expected {expected}. {remedy}".strip())
 
 
 def one_of(*allowed: Any) -> Field:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banel_pyro.reading import Field, check_fields
 
-__all__ = ["check_state"]
+__all__ = ["check_moments", "check_state"]
 
 MOST_PARTS, DEEPEST = 1_000_000, 50
 """Numbers, texts and containers of a state, tensors apart; a list may hold another one twice, and that one too."""
@@ -31,7 +31,7 @@ def check_state(state: Any) -> None:
         raise ValueError(f"it holds a {type(state).__name__}, expected a mapping")
     if "params" not in state:  # of another format, or not of a run: whoever asks for more looks for it
         return
-    check_fields("it", state, _FIELDS)
+    check_fields("it", state, _FIELDS, remedy="")
     for name, value in state["params"].items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"it has a parameter '{name}' that is NaN or infinite")
@@ -56,6 +56,25 @@ def _check_size(state: Any) -> None:
             waiting += [(part, depth + 1) for pair in item.items() for part in pair]
         elif isinstance(item, list | tuple | set):
             waiting += [(part, depth + 1) for part in item]
+
+
+def check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse running means of gradients in another shape than their parameter, which torch would broadcast.
+
+    Args:
+        optimizer: with a state that was put back.
+
+    Raises:
+        ValueError: naming the mean and both shapes.
+    """
+    for parameter, means in optimizer.state.items():
+        for name in _MOMENTS & means.keys():
+            if isinstance(means[name], Tensor) and means[name].shape != parameter.shape:
+                shapes = f"{tuple(means[name].shape)}, its parameter {tuple(parameter.shape)}"
+                raise ValueError(f"'{name}' has shape {shapes}")
+
+
+_MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "sum"}
 
 
 # ---- fields --------------------------------------------------------------------------------------
@@ -102,7 +121,31 @@ def _is_lam(value: Any) -> bool:
 
 
 def _is_optimizer(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and {"state", "param_groups"} <= value.keys())
+    if not isinstance(value, dict) or not {"state", "param_groups"} <= value.keys():
+        return value is None
+    groups = value["param_groups"]
+    fine = isinstance(value["state"], dict) and all(isinstance(part, dict) for part in value["state"].values())
+    return fine and all(isinstance(g, dict) and _is_numbers(g.get("params")) for g in groups)
+
+
+def _is_numbers(value: Any) -> bool:
+    return _is_list(_is_count)(value)
+
+
+def _is_capture(value: Any) -> bool:
+    kinds: dict[str, Any] = {
+        "on": bool | None,
+        "sizes": dict,
+        "products": dict,
+        "patience": int | float,
+        "moved": object,
+    }
+    return isinstance(value, dict) and all(n in value and isinstance(value[n], kind) for n, kind in kinds.items())
+
+
+def _is_terms(value: Any) -> bool:
+    names = {"log_likelihood", "kl", "entropy", "lam", "penalty", "whole"}
+    return isinstance(value, dict) and value.keys() == names and _is_lam(value["lam"])
 
 
 def _is_rng(value: Any) -> bool:
@@ -139,7 +182,7 @@ _FIELDS: dict[str, Field] = {
     "recorded": (_is_recorded, "names of densities, and whether the ELBO is whole"),
     "lam": (_is_lam, "a number, or numbers by site"),
     "next_lam": (_is_none_or(_is_number), "a number, or None"),
-    "capture": (_is_none_or(lambda value: isinstance(value, dict)), "what capture decided, or None"),
-    "last_terms": (_is_none_or(_mapping(lambda value: True)), "the terms of the last log point, or None"),
+    "capture": (_is_none_or(_is_capture), "what capture decided, or None"),
+    "last_terms": (_is_none_or(_is_terms), "the terms of the last log point, or None"),
     "stopped": (_is_none_or(_is_text), "why it was stopped, or None"),
 }

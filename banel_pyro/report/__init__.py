@@ -12,6 +12,8 @@ from typing import Any
 import pandas as pd
 
 from banel_pyro.inference_data import ArviZ
+from banel_pyro.reading import read_text
+from banel_pyro.report.draws import checked_draws
 from banel_pyro.report.numbers import RunNumbers, run_numbers
 from banel_pyro.run import RunFolder
 from banel_pyro.schedules import Constant, from_config
@@ -117,14 +119,18 @@ def read_comparison(path: Path) -> Comparison:
     _refuse_different_data(configs)
     labels = _labels(configs)
     order = sorted(ended, key=lambda folder: _order(configs[folder.path.name], folder.path.name))
-    runs = tuple(Run(labels[f.path.name], configs[f.path.name], f.read_history(), f.read_posterior()) for f in order)
+    runs = tuple(Run(labels[f.path.name], configs[f.path.name], f.read_history(), _draws(f)) for f in order)
     command = path / COMMAND
     return Comparison(
         name=runs[0].config["name"] or path.resolve().name,
         runs=runs,
         unfinished=tuple(folder.path.name for folder in folders if folder not in ended),
-        command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
+        command=read_text(command).strip() if command.exists() else None,
     )
+
+
+def _draws(folder: RunFolder) -> ArviZ:
+    return checked_draws(folder.read_posterior(), folder.path / "posterior.nc")
 
 
 def _refuse_different_data(configs: Mapping[str, dict[str, Any]]) -> None:

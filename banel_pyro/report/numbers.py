@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from banel_pyro.diagnostics.spread import active_units, density_entropies
+from banel_pyro.diagnostics.spread import active_units, densities_of, density_entropies, point_masses_of
 from banel_pyro.evaluate import elbo, elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
 from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.report.bits import BITS, pixels, with_bits
@@ -154,7 +153,7 @@ def difference(run: RunNumbers, reference: RunNumbers) -> dict[str, Estimate]:
 def is_local(idata: ArviZ) -> bool:
     """True if every latent belongs to one data point, so that log p and log q fall apart into data points."""
     stats, plate = group(idata, "sample_stats"), idata.attrs["data_plate"]
-    densities = [stats[f"log_q_{name}"] for name in json.loads(idata.attrs["densities"])]
+    densities = [stats[f"log_q_{name}"] for name in densities_of(idata)]
     if "log_q_datum" not in stats or not all(plate in log_q.dims for log_q in densities):
         return False
     # observations and pyro.factor outside the plate
@@ -174,7 +173,7 @@ def number_of_rows(idata: ArviZ) -> int | None:
 
 def point_masses(idata: ArviZ) -> tuple[str, ...]:
     """Densities of the guide that are a point: their entropy is -inf, whatever Pyro's log q says."""
-    return tuple(json.loads(idata.attrs.get("point_masses", "[]")))
+    return point_masses_of(idata)
 
 
 def table(runs: Mapping[str, RunNumbers]) -> pd.DataFrame:
@@ -290,8 +289,9 @@ def _finite(value: Any) -> float | None:
 
 def _active(idata: ArviZ) -> tuple[int, int]:
     """Active and all dimensions of latents that are local to the data plate."""
-    plate, sites = idata.attrs["data_plate"], json.loads(idata.attrs["densities"])
+    plate: str = idata.attrs["data_plate"]
+    sites = densities_of(idata)
     posterior = group(idata, "posterior")
     names = [name for members in sites.values() for name in members if name in posterior]
-    sizes = [posterior[name].isel(chain=0, draw=0, **{plate: 0}).size for name in names]
+    sizes = [posterior[name].isel({"chain": 0, "draw": 0, plate: 0}).size for name in names]
     return sum(active_units(idata, name, plate) for name in names), sum(sizes)
