@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from banel_pyro.reading import plain_file
-from banel_pyro.states import check_state
+from banel_pyro.states import check_size
 from banel_pyro.training.parameters import safe_constraints
 
 __all__ = ["BEFORE", "NEWEST", "has_checkpoint", "read_checkpoint", "write_checkpoint", "write_whole"]
@@ -87,12 +87,15 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], version: int) -> No
     write_whole(folder / NEWEST, lambda file: torch.save(content, file), keep=keep)
 
 
-def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
+def read_checkpoint(
+    folder: Path, version: int, check: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """The last state that is not damaged, with a warning that names a newer one that is.
 
     Args:
         folder: the run folder.
         version: of the format that is wanted.
+        check: raises a ValueError for a state of that format that is damaged.
 
     Raises:
         ValueError: if there is none, or it is of another format.
@@ -100,7 +103,7 @@ def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
     damaged: list[_DamagedError] = []
     for file in (folder / NEWEST, folder / BEFORE):
         try:
-            state = _read(file)
+            state = _read(file, lambda found: check(found) if check and found.get("format") == version else None)
         except FileNotFoundError:
             continue
         except _DamagedError as error:
@@ -119,7 +122,7 @@ def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
     raise ValueError(f"'{folder}' has no {NEWEST}: the run stopped before its first checkpoint.")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """A state, all of its checksums looked at before anything is made of it."""
     try:
         damage = _damage(file)
@@ -129,7 +132,8 @@ def _read(file: Path) -> dict[str, Any]:
             state = torch.load(file, weights_only=True, map_location="cpu")
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
-        check_state(state)
+        check_size(state)
+        check(state)
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and torch raise many kinds for a damaged or hostile file

@@ -15,10 +15,11 @@ from typing import Any
 import pandas as pd
 
 from banel_pyro.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint, write_whole
-from banel_pyro.checks import seed_number
+from banel_pyro.checks import instance, seed_number
 from banel_pyro.inference_data import ArviZ, arviz_version, read_netcdf, write_netcdf
 from banel_pyro.reading import Field, check_fields, one_of, plain_file, read_json
 from banel_pyro.seeding import draw_seed
+from banel_pyro.states import check_state
 
 __all__ = ["FORMAT", "RunFolder", "run_seed", "versions"]
 
@@ -54,6 +55,7 @@ class RunFolder:
             raise ValueError(
                 "resume=True, but out=None: there is no run to go on with. Name its folder: out='runs/mine'."
             )
+        instance("out", out, (str, os.PathLike, type(None)), "the path of a folder. Write out='runs/mine'")
         return None if out is None else RunFolder(Path(out))
 
     def find_state(self, config: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
@@ -122,7 +124,7 @@ class RunFolder:
         Raises:
             ValueError: if there is none, or it is of another version.
         """
-        return read_checkpoint(self.path, FORMAT)
+        return read_checkpoint(self.path, FORMAT, check_state)
 
     def write_state(self, state: dict[str, Any], history: pd.DataFrame) -> None:
         """Write a checkpoint, and the history up to it.

@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from banel_pyro.batches import Rows, as_rows, num_rows
-from banel_pyro.checks import integer, seed_number
+from banel_pyro.checks import check_callable, integer, seed_number
 from banel_pyro.draws import WITHOUT_DRAWS, Table
 from banel_pyro.evaluate import Arguments, trace_draws
 from banel_pyro.modules import evaluation_mode
@@ -125,6 +125,10 @@ def to_arviz(
     """
     rows = as_rows(args, "args")
     size = num_rows(rows)
+    if batch_size is not None:
+        integer("batch_size", batch_size)
+    for side, function in (("model", model), ("guide", guide)):
+        check_callable(side, function, rows)
     first = tuple(row[: batch_size or size] for row in rows)
     with fork_rng(0), evaluation_mode(model, guide):  # looking for the plate runs the model, but not on your stream
         plate = find_data_plate(model, first, size, data_plate, training=False)

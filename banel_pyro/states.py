@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banel_pyro.reading import Field, check_fields
 
-__all__ = ["check_moments", "check_state"]
+__all__ = ["check_moments", "check_size", "check_state"]
 
 MOST_PARTS, DEEPEST = 1_000_000, 50
 """Numbers, texts and containers of a state, tensors apart; a list may hold another one twice, and that one too."""
@@ -26,23 +26,34 @@ def check_state(state: Any) -> None:
     Raises:
         ValueError: naming what is missing or is something else.
     """
-    _check_size(state)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"it holds a {type(state).__name__}, expected a mapping")
-    if "params" not in state:  # of another format, or not of a run: whoever asks for more looks for it
-        return
     check_fields("it", state, _FIELDS, remedy="")
     for name, value in state["params"].items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"it has a parameter '{name}' that is NaN or infinite")
-    later = {name for group in state["groups"][1:] for name in group}
-    unknown = [n for n in later - state["constraints"].keys() if n in state["params"]]
-    if unknown:
-        raise ValueError(f"it has no constraints of {sorted(unknown)}, which first appeared at a later step")
+    _check_names(state["params"], state["modules"], state["groups"], state["constraints"])
 
 
-def _check_size(state: Any) -> None:
-    """Refuse what unfolds without end: shared lists, and tensors of more numbers than are stored."""
+def _check_names(params: Any, modules: Any, groups: Any, constraints: Any) -> None:
+    """Refuse parameters that are in one place and not in the other."""
+    known, later = ({name for group in part for name in group} for part in (groups, groups[1:]))
+    if params.keys() - known:
+        raise ValueError(f"it has parameters {sorted(params.keys() - known)} that are in none of its groups")
+    if not modules and known - params.keys():  # else a module may hold them
+        raise ValueError(f"it lacks the parameters {sorted(known - params.keys())} of its groups")
+    if later & params.keys() - constraints.keys():
+        missing = sorted(later & params.keys() - constraints.keys())
+        raise ValueError(f"it has no constraints of {missing}, which first appeared at a later step")
+
+
+def check_size(state: Any) -> None:
+    """Refuse what unfolds without end: shared lists, and tensors of more numbers than are stored.
+
+    Args:
+        state: as it was read.
+
+    Raises:
+        ValueError: saying what is too large.
+    """
     waiting, parts = [(state, 0)], 0
     while waiting:
         item, depth = waiting.pop()

@@ -21,7 +21,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from banel_pyro.batches import Rows, as_rows, num_rows
-from banel_pyro.checks import integer, seed_number
+from banel_pyro.checks import integer, probability, seed_number
 from banel_pyro.diagnostics.latent import data_plate_of
 from banel_pyro.draws import Table
 from banel_pyro.inference_data import ArviZ, from_datasets
@@ -84,8 +84,9 @@ def nuts_reference(
     for name, value, least in (("num_samples", num_samples, 4), ("warmup_steps", warmup_steps, 1)):
         integer(name, value, least)
     integer("num_chains", num_chains, 2)
-    if not 0 < target_accept < 1:
-        raise ValueError(f"target_accept={target_accept!r}: expected a probability between 0 and 1, such as 0.8.")
+    probability("target_accept", target_accept)
+    if not (hasattr(pair, "model") and hasattr(pair, "guide")):
+        raise TypeError(f"pair is a {type(pair).__name__}: expected a Pair, or a FitResult for its trained model.")
     scope = getattr(pair, "scope", nullcontext)
     with scope(), nullcontext() if seed is None else fork_rng(seed_number(seed)):
         rows = as_rows(data) if data is not None else _rows_of(pair)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from banel_pyro.checks import probability
 from banel_pyro.evaluate import mean_estimate
 from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.terms import Estimate
@@ -198,11 +199,12 @@ def stacked_labels(name: str, coordinates: Sequence[Any]) -> list[str]:
 
 
 def _check(posterior: xr.Dataset, var_names: Sequence[str] | None, over: Sequence[str], hdi_prob: float) -> None:
+    if isinstance(var_names, str):
+        raise TypeError(f"var_names={var_names!r}: expected a list. Write var_names=[{var_names!r}].")
     unknown = sorted(set(var_names or ()) - {str(n) for n in posterior.data_vars})
     if unknown:
         raise ValueError(f"var_names has unknown {unknown}: the posterior has {sorted(map(str, posterior.data_vars))}.")
     missing = sorted(set(over) - {str(d) for d in posterior.dims})
     if missing:
         raise ValueError(f"over={list(over)}: no dims {missing}, the posterior has {sorted(map(str, posterior.dims))}.")
-    if not 0 < hdi_prob < 1:
-        raise ValueError(f"hdi_prob={hdi_prob!r}: expected a probability between 0 and 1, such as 0.94.")
+    probability("hdi_prob", hdi_prob)
