@@ -186,7 +186,7 @@ def fit(
     if steps is None and epochs is None:
         steps = STEPS
     if steps is not None and epochs is not None:
-        raise ValueError(f"--steps={steps} and --epochs={epochs}: give one of them.")
+        raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of --epochs and --steps.")
     folder = out or Path("runs") / pair.replace(":", ".")
     _check_out(folder, lams, resume=resume)
     options = {
