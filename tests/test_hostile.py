@@ -124,12 +124,22 @@ PICKLES = {
     ) + b"s.",
 }  # fmt: skip
 
+NAMES = {
+    "a command": "it names posix system", "builtins": "it names __builtin__ eval",
+    "an instance": "it names posix system",
+    "10 GB of zeros": "it names builtins bytearray", "a module of torch": "it names torch.nn.modules.linear Linear",
+    "a tensor without numbers": "it names torch._utils _rebuild_meta_tensor_no_storage",
+}  # fmt: skip
+"""Found before torch looks at the pickle, which would make room for the zeros."""
+
 
 @pytest.mark.parametrize("name", PICKLES)
 def test_a_hostile_pickle_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     file = archive(tmp_path, PICKLES[name])
-    refused(lambda: read_checkpoint(tmp_path, FORMAT), file, "cannot be read as a state", "damaged")
+    refused(
+        lambda: read_checkpoint(tmp_path, FORMAT), file, "cannot be read as a state", "damaged", NAMES.get(name, "")
+    )
     assert not (tmp_path / "hostile").exists()
 
 
