@@ -21,6 +21,7 @@ from rich.table import Table
 
 import banel_pyro
 from banel_pyro.batches import as_rows
+from banel_pyro.checks import integer
 from banel_pyro.entropy.renyi import check_order
 from banel_pyro.objectives import BaNEL_ELBO, Objective
 from banel_pyro.objectives.banel import EntropyWeighted
@@ -179,8 +180,13 @@ def fit(
     make = load_pair(pair)
     if draws < 2:
         raise ValueError(f"--draws={draws}: expected at least 2.")
+    for option, count in (("--steps", steps), ("--epochs", epochs)):
+        if count is not None:
+            integer(option, count)
     if steps is None and epochs is None:
         steps = STEPS
+    if steps is not None and epochs is not None:
+        raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of --epochs and --steps.")
     folder = out or Path("runs") / pair.replace(":", ".")
     _check_out(folder, lams, resume=resume)
     options = {
