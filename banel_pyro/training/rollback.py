@@ -12,6 +12,7 @@ import pyro
 import torch
 
 from banel_pyro.checks import integer, number
+from banel_pyro.schedules import Constant, Schedule
 from banel_pyro.terms import Weight
 from banel_pyro.training.control import Controlled
 from banel_pyro.training.explosion import ExplosionError
@@ -19,7 +20,6 @@ from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.stopping import CollapseError
 
 if TYPE_CHECKING:
-    from banel_pyro.schedules import Schedule
     from banel_pyro.training.loop import Loop
 
 __all__ = ["FAULTS", "Fault", "Rollback", "Rollbacks", "RolledBack", "Scaled", "checked_on_fault"]
@@ -127,15 +127,27 @@ class Scaled:
         {'z': 0.2}
     """
 
-    schedule: Any
+    schedule: Schedule
     factor: float
 
     def __call__(self, step: int, last_terms: Any = None) -> Any:
         """λ at a step."""
-        lam = self.schedule(step, last_terms)
-        if isinstance(lam, Mapping):
-            return {site: self.factor * value for site, value in lam.items()}
-        return self.factor * lam
+        return _times(self.schedule(step, last_terms), self.factor)
+
+
+def _scaled(schedule: Schedule, factor: float) -> Schedule:
+    """A schedule times a number; a constant stays one, which graphs know about."""
+    if factor == 1:
+        return schedule
+    if isinstance(schedule, Constant):
+        return Constant(_times(schedule.value, factor))
+    return Scaled(schedule, factor)
+
+
+def _times(lam: Any, factor: float) -> Any:
+    if isinstance(lam, Mapping):
+        return {site: factor * value for site, value in lam.items()}
+    return factor * lam
 
 
 class Rollbacks:
@@ -179,7 +191,7 @@ class Rollbacks:
             if state.get("lam_bounds") is not None:
                 loop.schedule.bounds = tuple(state["lam_bounds"])
         else:
-            loop.schedule = self._schedule if self._weight == 1 else Scaled(self._schedule, self._weight)
+            loop.schedule = _scaled(self._schedule, self._weight)
 
     def keep(self, state: dict[str, Any], unit: int) -> None:
         """Keep a good state, and of the older ones a few: the older, the further apart.
@@ -238,7 +250,7 @@ class Rollbacks:
         if loop.parameters.optimizer is not None:
             slow_down(loop.parameters.optimizer, loop.parameters.scheduler, rate / self._rate)
         if not isinstance(loop.schedule, Controlled):
-            loop.schedule = self._schedule if weight == 1 else Scaled(self._schedule, weight)
+            loop.schedule = _scaled(self._schedule, weight)
         self._rate, self._weight = rate, weight
 
 
