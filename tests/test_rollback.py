@@ -449,16 +449,18 @@ def test_accumulated_steps_roll_back(often: None) -> None:
 
 
 def test_a_collapse_shrinks_lam_until_there_is_a_minimum() -> None:
-    """The centred form has none for λ > 0.2: 0.5 collapses, 0.25 may, 0.125 does not."""
-    result = eight_schools.centered().fit(lam=0.5, lr=0.02, steps=3000, seed=0, on_fault="rollback", progress=False)
-    assert result.rollbacks
-    assert all("collapses at site" in r.why for r in result.rollbacks)
-    lam = result.history["lam"].iloc[-1]
-    assert lam == 0.5 ** (1 + len(result.rollbacks))
-    assert lam <= 0.2
-    assert result.history["step"].iloc[-1] == 3000
-    tau = float(pyro.get_param_store()["AutoNormal.locs.tau"].detach().exp())
-    assert 1.0 < tau < 10.0
+    """The centred form has none for λ > 0.2: 0.75 and 0.3 collapse, 0.12 does not."""
+    policy = Rollback(lr_factor=1.0, lam_factor=0.4)
+    result = eight_schools.centered().fit(
+        lam=0.75, lr=0.01, steps=5000, seed=0, on_fault=policy, capture=True, progress=False
+    )
+    assert [r.lam for r in result.rollbacks] == pytest.approx([0.3, 0.12])
+    assert all("collapses at site" in r.why and r.back_to < r.step for r in result.rollbacks)
+    assert result.history["lam"].iloc[-1] == pytest.approx(0.12)
+    assert result.history["rollbacks"].iloc[-1] == 2
+    assert result.history["step"].iloc[-1] == 5000
+    log_tau = float(pyro.get_param_store()["AutoNormal.locs.tau"].detach())
+    assert log_tau > 0.0  # at λ = 0.3 it goes to -3 and on
 
 
 def test_good_states_are_kept_the_further_apart_the_older() -> None:
