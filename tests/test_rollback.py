@@ -476,6 +476,18 @@ def test_good_states_are_kept_the_further_apart_the_older() -> None:
     assert steps == [0, 2400, 3200, 3800, 3900]
 
 
+def test_a_run_goes_back_to_before_the_trouble_began() -> None:
+    rollbacks = Rollbacks(Rollback(), lambda step, last_terms: 0.0)
+    rollbacks.kept = [{"step": step} for step in (0, 800, 1100, 1200)]
+    for fault, step in (
+        (NonFiniteError(1240, "the loss"), 1200),
+        (CollapseError(1250, "z", "It fell.", since=1150), 1100),
+        (CollapseError(1250, "z", "It fell.", since=350), 0),
+        (ExplosionError(1250, "It grew", None, 0.0, since=1050), 800),
+    ):
+        assert rollbacks._target(fault)["step"] == step
+
+
 @pytest.mark.parametrize("capture", [False, True])
 def test_without_a_fault_the_policy_changes_no_number(often: None, capture: bool) -> None:
     found = {}
