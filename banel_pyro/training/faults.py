@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyro
@@ -109,12 +109,23 @@ def _look_at_step(loop: Loop) -> _Fault | None:
         found = (_bad_site(model, guide, plate, index) for index, model, guide in pairs)
         fault = next((fault for fault in found if fault is not None), None)
         fault = fault or _bad_parameter(loop)
-        # where the row is on another process, only the sum of the gradients is bad on this one
-        faults = [found for found in loop.processes.gathered(fault) if found is not None]
-        fault = min(faults, key=lambda found: "parameter" in found.where, default=None)
+        fault = _of_all(loop.processes.gathered(fault))
         if fault is None:
             loop.update(terms, entropies, batch)
     return fault or _bad_parameter(loop)
+
+
+def _of_all(faults: Sequence[_Fault | None]) -> _Fault | None:
+    """What the processes that share a step have found; a site says more than a parameter.
+
+    Where the row is on another process, only the sum of the gradients is bad on this one.
+    """
+    found = [fault for fault in faults if fault is not None]
+    first = min(found, key=lambda fault: "parameter" in fault.where, default=None)
+    if first is None:
+        return None
+    rows = {row for fault in found if fault.where == first.where for row in fault.rows}
+    return replace(first, rows=tuple(sorted(rows)))
 
 
 @contextmanager
