@@ -216,7 +216,7 @@ class Rollbacks:
         policy = self.policy
         if policy is None or len(self.made) >= policy.times:
             if self.made:
-                fault.add_note(f"The run had rolled back {len(self.made)} times: see result.rollbacks, or the log.")
+                fault.add_note(f"The run had rolled back {len(self.made)} times: the log says why.")
             raise fault
         made, rate, weight = self.made, policy.lr_factor * self._rate, policy.lam_factor * self._weight
         lam, seconds, target = loop.lam, loop.seconds, self._target(fault)
