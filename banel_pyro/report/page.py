@@ -6,9 +6,9 @@ import base64
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,7 +19,7 @@ from banel_pyro.terms import Estimate
 if TYPE_CHECKING:
     from banel_pyro.report import Comparison, Run
 
-__all__ = ["findings", "render"]
+__all__ = ["ABOUT", "PAGE", "STYLE", "box", "figure", "findings", "made", "render", "table", "text"]
 
 
 def render(comparison: Comparison) -> str:
@@ -33,35 +33,35 @@ def render(comparison: Comparison) -> str:
     title = f"{comparison.name}: {' and '.join(runs) if len(runs) < 3 else ', '.join(runs)}"
     unfinished = f"Not shown, because they have not ended: {', '.join(comparison.unfinished)}."
     body = [
-        f"<h1>{_text(title).replace('_', '_<wbr>')}</h1>",  # a name may be longer than a phone is wide
+        f"<h1>{text(title).replace('_', '_<wbr>')}</h1>",  # a name may be longer than a phone is wide
         _lede(findings(comparison.runs)),
-        *([f"<p>{_text(unfinished)}</p>"] if comparison.unfinished else []),
-        _ABOUT,
+        *([f"<p>{text(unfinished)}</p>"] if comparison.unfinished else []),
+        ABOUT,
         '<div class="pictures">',
-        *(_figure(picture) for picture in pictures(comparison.runs)),
+        *(figure(picture) for picture in pictures(comparison.runs)),
         "</div>",
         "<h2>The numbers</h2>",
-        _table(cells, "number", "The numbers, run by run"),
-        *(f'<p class="note">{_text(note)}</p>' for note in numbers.notes(runs)),
+        table(cells, "number", "The numbers, run by run"),
+        *(f'<p class="note">{text(note)}</p>' for note in numbers.notes(runs)),
         _glossary([*cells.index, "nat"]),
         "<h2>How this was made</h2>",
-        *([_box("pre", escape(comparison.command), "Command line")] if comparison.command else []),
-        _table(_provenance(comparison.runs), "made", "Settings and versions"),
+        *([box("pre", escape(comparison.command), "Command line")] if comparison.command else []),
+        table(_provenance(comparison.runs), "made", "Settings and versions"),
     ]
     data = json.dumps(numbers.to_json(runs), indent=1, allow_nan=False).replace("<", "\\u003c")
-    return _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body), data=data)
+    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(body), data=data)
 
 
-def _text(text: str) -> str:
+def text(shown: str) -> str:
     """Text as HTML, without line breaks inside ``λ = 0.4``, ``± 0.2`` and ``ln 2``."""
-    return escape(re.sub(r" (?==)|(?<=[=±]) |(?<=ln) ", "\u00a0", text))
+    return escape(re.sub(r" (?==)|(?<=[=±]) |(?<=ln) ", "\u00a0", shown))
 
 
 def _lede(sentences: Sequence[str]) -> str:
     """What a reader should know first: a paragraph, or a list of several."""
     if len(sentences) < 2:
-        return "".join(f'<p class="lede">{_text(sentence)}</p>' for sentence in sentences)
-    items = "\n".join(f"<li>{_text(sentence)}</li>" for sentence in sentences)
+        return "".join(f'<p class="lede">{text(sentence)}</p>' for sentence in sentences)
+    items = "\n".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
     return f"<ul>\n{items}\n</ul>"
 
 
@@ -106,47 +106,53 @@ def _times(nats: float) -> str:
     return f"{round(math.exp(nats), 1 - math.floor(decades)):,g} times"
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture with its title and caption."""
     data = base64.b64encode(picture.svg.encode()).decode()
     kind = "photo" if picture.photo else "chart"
     return (
         f'<figure>\n<h2>{escape(picture.title)}</h2>\n<img class="{kind}" alt="{escape(picture.alt)}" '
-        f'src="data:image/svg+xml;base64,{data}">\n<figcaption>{_text(picture.caption)}</figcaption>\n</figure>'
+        f'src="data:image/svg+xml;base64,{data}">\n<figcaption>{text(picture.caption)}</figcaption>\n</figure>'
     )
 
 
-def _table(cells: pd.DataFrame, kind: str, name: str) -> str:
+def table(cells: pd.DataFrame, kind: str, name: str) -> str:
     """A table in a box of its own."""
-    head = "".join(f'<th scope="col">{_text(str(name))}</th>' for name in cells.columns)
+    head = "".join(f'<th scope="col">{text(str(name))}</th>' for name in cells.columns)
     rows = [
-        f'<tr><th scope="row">{_text(name)}</th>' + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
+        f'<tr><th scope="row">{text(name)}</th>' + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>"
         for name, row in zip(cells.index, cells.to_numpy(), strict=True)
     ]
     body = "\n".join(rows)
     inside = f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return _box("div", f'<table class="{kind}">\n{inside}</table>', name)
+    return box("div", f'<table class="{kind}">\n{inside}</table>', name)
 
 
-def _box(tag: str, html: str, name: str) -> str:
+def box(tag: str, html: str, name: str) -> str:
     """A box that scrolls sideways where the screen is narrow, by keyboard too."""
     return f'<{tag} class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">{html}</{tag}>'
 
 
 def _glossary(terms: Sequence[str]) -> str:
     """What the rows of the table are, in plain words."""
-    return "<dl>\n" + "\n".join(f"<dt>{term}</dt><dd>{_text(_GLOSSARY[term])}</dd>" for term in terms) + "\n</dl>"
+    return "<dl>\n" + "\n".join(f"<dt>{term}</dt><dd>{text(_GLOSSARY[term])}</dd>" for term in terms) + "\n</dl>"
 
 
 def _provenance(runs: Sequence[Run]) -> pd.DataFrame:
     """What made the runs: one column where they agree, else one for each."""
-    columns = {run.label: _made(run) for run in runs}
+    columns = {run.label: made(run.config, f"{run.numbers.draws}, of {run.numbers.rows}") for run in runs}
     first = next(iter(columns.values()))
     same = all(column == first for column in columns.values())
     return pd.DataFrame({"all runs" if len(runs) > 1 else runs[0].label: first} if same else columns)
 
 
-def _made(run: Run) -> dict[str, str]:
-    config = run.config
+def made(config: Mapping[str, Any], draws: str) -> dict[str, str]:
+    """What made a run.
+
+    Args:
+        config: of the run.
+        draws: how many there are, and of what.
+    """
     rows, versions = config["num_data"], config["versions"]
     batch = "all rows at once" if config["batch_size"] is None else f"{config['batch_size']} rows"
     return {
@@ -154,7 +160,7 @@ def _made(run: Run) -> dict[str, str]:
         "seed": str(config["seed"]),
         "steps": f"{config['steps']}, each of {batch}" if rows else str(config["steps"]),
         "optimiser": f"{config['optim'].rpartition('.')[2]}, learning rate {config['lr']}",
-        "draws": f"{run.numbers.draws}, of {run.numbers.rows}",
+        "draws": draws,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
@@ -162,7 +168,7 @@ def _made(run: Run) -> dict[str, str]:
 _NOTHING = 0.005
 """Nats: a difference between two posteriors below it is none to a reader, however small its standard error."""
 
-_ABOUT = """<p>Training minimised −ELBO + λ · entropy of the posterior. λ = 0 is ordinary variational inference,
+ABOUT = """<p>Training minimised −ELBO + λ · entropy of the posterior. λ = 0 is ordinary variational inference,
 λ &gt; 0 presses the posterior together, λ &lt; 0 spreads it out. Every number below leaves λ out, so that runs can be
 compared.</p>"""
 
@@ -179,7 +185,7 @@ _GLOSSARY = {
     "nat": "the unit where no other is named, 1.44 bits",
 }
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #5c5c5c; --line: #d9d9d9; --paper: #ffffff; --box: #f6f6f4; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e9e9e6; --soft: #a8a8a4; --line: #3c3c3c; --paper: #1a1a1a; --box: #242424; }
@@ -231,7 +237,7 @@ pre { padding: 0.8rem; font-size: 0.85rem; }
 }
 """
 
-_PAGE = """<!DOCTYPE html>
+PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
