@@ -15,6 +15,7 @@ from banel_pyro.inference_data import ArviZ
 from banel_pyro.report.numbers import RunNumbers, run_numbers
 from banel_pyro.run import RunFolder
 from banel_pyro.schedules import Constant, from_config
+from banel_pyro.training.control import CONTROLLERS, Controller
 
 __all__ = ["COMMAND", "Comparison", "Run", "lam_label", "read_comparison", "write_report", "write_run_report"]
 
@@ -158,12 +159,22 @@ def lam_label(lam: Mapping[str, Any]) -> str:
     """
     if "callable" in lam:
         return f"λ = {lam['callable'].rpartition('.')[2]}"
+    if lam["class"] in CONTROLLERS:
+        return _target_label(Controller.from_config(lam))
     schedule = from_config(lam)
     if not isinstance(schedule, Constant):
         return f"λ = {schedule!r}"
     if isinstance(schedule.value, Mapping):
         return "λ of " + ", ".join(f"{site} = {_number(value)}" for site, value in schedule.value.items())
     return f"λ = {_number(schedule.value)}"
+
+
+def _target_label(target: Controller) -> str:
+    """What moves λ, such as ``λ for entropy −3``."""
+    found = {"TargetEntropy": ("entropy", "nats"), "TargetRate": ("rate", "nats"), "TargetSpread": ("width", "ratio")}
+    what, attribute = found[type(target).__name__]
+    whole = " in all" if target.per == "total" and attribute == "nats" else ""
+    return f"λ for {what} {_number(getattr(target, attribute))}{whole}"
 
 
 def _number(value: float) -> str:

@@ -69,6 +69,8 @@ def pooled_estimates(estimates: Sequence[Estimate]) -> Estimate:
         estimates: one per seed, in nats.
     """
     values = np.array([[estimate.value] for estimate in estimates])
+    if not np.isfinite(values).all():  # the entropy of a point
+        return Estimate(float(values.mean()), math.nan)
     own = math.sqrt(sum(estimate.stderr**2 for estimate in estimates)) / len(estimates)
     found = pooled(values)
     return Estimate(found.value, own if math.isnan(found.stderr) else max(found.stderr, own))

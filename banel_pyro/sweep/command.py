@@ -42,6 +42,9 @@ __all__ = ["GRID", "show_sweep", "sweep"]
 GRID = "-0.5,-0.2,0,0.2,0.4,0.6"
 """λ of a sweep that is not told any."""
 
+ACROSS = 5
+"""λ that are printed side by side."""
+
 
 def sweep(
     pair: PairPath,
@@ -150,7 +153,9 @@ def show_sweep(folder: Path) -> None:
     found = write_sweep_report(folder)
     console = plain_console()
     console.print(found.name, style="bold")
-    console.print(text_cells(found.text_table()))
+    cells = found.text_table().T
+    for start in range(0, cells.shape[1], ACROSS):
+        console.print(text_cells(cells.iloc[:, start : start + ACROSS]))
     for line in found.notes():
         console.print(line)
     console.print(f"\n{found.recommendation}", soft_wrap=True)

@@ -93,12 +93,14 @@ def write_extra(folder: RunFolder, result: FitResult, sweep: Sweep) -> None:
 
 def _samples(result: FitResult) -> xr.DataArray | None:
     """What the model makes of its prior; None where that cannot be said."""
+    seed = result.config["seed"]
+    with fork_rng(seed):
+        rows = transformed(result.rows, result.transform)
     for mean in (True, False):
         try:
             return prior_samples(
-                result.model, result.rows, num_samples=SAMPLES, mean=mean, data_plate=result.plate.name,
-                seed=result.config["seed"],
-            ).rename(None)  # fmt: skip
+                result.model, rows, num_samples=SAMPLES, mean=mean, data_plate=result.plate.name, seed=seed
+            ).rename("samples")
         except ValueError:  # no mean, or several observed sites
             continue
     return None

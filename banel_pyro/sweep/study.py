@@ -7,6 +7,8 @@ that it is alive; a run whose process has fallen silent goes back into the queue
 from __future__ import annotations
 
 import json
+import os
+import socket
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -18,10 +20,10 @@ from banel_pyro.sweep.plan import Sweep, encoded, refuse_others
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["BEAT", "GRACE", "again", "count", "enqueue", "import_optuna", "open_study", "quiet"]
+__all__ = ["BEAT", "GRACE", "again", "bury", "count", "enqueue", "import_optuna", "open_study", "quiet", "this_process"]
 
-BEAT, GRACE = 2, 10
-"""Seconds between signs of life, and without one until a process is taken for dead."""
+BEAT, GRACE = 5, 60
+"""Seconds between signs of life, and without one until a process of another machine is taken for dead."""
 
 TRIES = 4
 """How often a run is begun whose process dies: one that uses up the memory would go round for ever."""
@@ -76,8 +78,9 @@ def _storage(url: str) -> Any:
         with warnings.catch_warnings():  # Optuna calls signs of life experimental
             warnings.simplefilter("ignore")
             return storages.RDBStorage(
-                url, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=_died
-            )
+                url, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=_died,
+                engine_kwargs={"connect_args": {"timeout": GRACE}} if url.startswith("sqlite") else {},
+            )  # fmt: skip
     except ImportError as error:
         raise ModuleNotFoundError(
             f"--storage: the driver of this database is missing ({error}). Install it."
@@ -135,7 +138,7 @@ def again(study: optuna.Study, trial: optuna.trial.FrozenTrial, **attrs: Any) ->
             state=optuna.trial.TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={**trial.user_attrs, **attrs},
+            user_attrs={name: v for name, v in {**trial.user_attrs, **attrs}.items() if name != "process"},
             system_attrs=trial.system_attrs,
         )
     )
@@ -146,6 +149,42 @@ def _died(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     tries = int(trial.user_attrs.get("tries", 1))
     if tries < TRIES and "seeds" in trial.user_attrs:
         again(study, trial, tries=tries + 1)
+
+
+def this_process() -> list[Any]:
+    """What tells this process from all others: its machine and its number."""
+    return [socket.gethostname(), os.getpid()]
+
+
+def bury(study: optuna.Study) -> None:
+    """Put back into the queue what processes that have died were at: those of this machine at once, others by and by.
+
+    Args:
+        study: of the sweep.
+    """
+    optuna = import_optuna()
+    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+        host, number = trial.user_attrs.get("process", ["", 0])
+        if host == socket.gethostname() and not _is_alive(number):
+            try:
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            except ValueError:  # another process was faster
+                continue
+            _died(study, trial)
+    with warnings.catch_warnings(action="ignore"):  # that signs of life are experimental
+        optuna.storages.fail_stale_trials(study)
+
+
+def _is_alive(number: int) -> bool:
+    if os.name == "nt":  # where this would be Ctrl-C; signs of life tell as well
+        return True
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        return True
+    return True
 
 
 def count(study: optuna.Study) -> Counter[str]:

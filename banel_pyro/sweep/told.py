@@ -65,4 +65,6 @@ def _label(name: str) -> str:
     kind, _, value = name.partition("=")
     if kind == "lam" and "=" not in value and value:
         return lam_label({"class": "Constant", "value": float(value)})
-    return f"λ of {value.replace('+', ', ').replace('=', ' = ')}" if kind == "lam" else f"{kind} {value}"
+    if kind == "lam":
+        return f"λ of {value.replace('+', ', ').replace('=', ' = ')}"
+    return f"λ for {kind} {value}".replace("-", "−")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from banel_pyro.run import FitResult, RunFolder
 from banel_pyro.sweep.extra import FILE as EXTRA
 from banel_pyro.sweep.extra import judge, write_extra
 from banel_pyro.sweep.plan import Sweep, decoded, run_name
-from banel_pyro.sweep.study import again, count, import_optuna, quiet
+from banel_pyro.sweep.study import again, bury, count, import_optuna, quiet, this_process
 
 if TYPE_CHECKING:
     import optuna
@@ -37,15 +37,15 @@ def work(sweep: Sweep, out: Path, study: optuna.Study, told: Callable[[], Any] =
     Raises:
         KeyboardInterrupt: if the run under way was interrupted; it is saved, and back in the queue.
     """
-    optuna, worker = import_optuna(), _Worker(sweep, out, study)
+    worker = _Worker(sweep, out, study)
     with quiet():
         while (states := count(study))["WAITING"] + states["RUNNING"]:
             if states["WAITING"]:
-                study.optimize(worker, n_trials=1, catch=(Exception,))
+                with suppress(ValueError):  # of a trial that was taken for dead: its run is done, and will be found
+                    study.optimize(worker, n_trials=1, catch=(Exception,))
             else:
                 time.sleep(PAUSE)
-                with warnings.catch_warnings(action="ignore"):  # that signs of life are experimental
-                    optuna.storages.fail_stale_trials(study)
+            bury(study)
             told()
 
 
@@ -61,6 +61,7 @@ class _Worker:
         attrs, start = trial.user_attrs, time.monotonic()
         if "seeds" not in attrs or self._is_double(trial):  # another process was faster
             raise self._optuna.TrialPruned("nothing is left to do")
+        trial.set_user_attr("process", this_process())
         try:
             name, lam = self._lam(trial)
             scores = [self._run(name, lam, seed) for seed in attrs["seeds"]]
