@@ -4,7 +4,7 @@ Nobody knows which lambda gives which entropy before the decoder and the encoder
 while they are: up where the posterior is too wide, down where it is too narrow. Here it does so for two autoencoders
 of digits, with one and with two levels of latents, starting below, at and above what lambda will be in the end.
 
-It prints where each run ended: lambda, the entropy of an image's posterior over all training images, and how far that is
+It prints where each run ended: lambda, the entropy of an image's posterior over all training images, and how far it is
 from the target per latent dimension.
 
     python -m demos.targets

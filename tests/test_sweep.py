@@ -92,13 +92,11 @@ def pressed():
 
 
 def collapsing():
-    """λ = 0.5 ends with an error, the others do not."""
+    """Of two λ, which are rehearsed first, the first run ends with an error."""
     def failing(x):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        if os.path.exists("runs/lam=0.5,seed=0/state.pt"):
+        if len(open("made.txt").readlines()) == 3:
             raise ArithmeticError("on purpose")
-        with pyro.plate("data", N):
-            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        model(x)
 
     return pair(failing)
 '''

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from banel_pyro.report.numbers import readable
 from banel_pyro.report.pooled import Scores, paired, pooled, pooled_estimates
@@ -67,8 +70,6 @@ def mean_score(scores: Scores) -> Estimate:
     Args:
         scores: by seed.
     """
-    import numpy as np
-
     vectors = [score for score in scores.values() if not isinstance(score, Estimate)]
     if vectors:
         return pooled(np.stack(vectors))
@@ -87,7 +88,8 @@ def recommend(
     Args:
         candidates: the runs at each λ.
         score: what ``scores`` are, one of :data:`SCORE_NAMES`.
-        target: an entropy in nats per data point; the λ that come within ``tolerance`` of it meet it.
+        target: an entropy in nats per data point; the λ that come within ``tolerance`` of it meet it, or within
+            two standard errors of their entropy.
         tolerance: in nats per data point.
 
     Raises:
@@ -121,10 +123,11 @@ def _by_target(passing: Sequence[Candidate], target: float, tolerance: float) ->
         return Recommendation(None, "The entropy of no posterior is known.")
     distance, nearest, entropy = min(known, key=lambda item: item[0])
     found = f"its entropy is {readable(entropy)}, {distance:.3f} nats from the {_number(target)} that were asked for"
-    if distance > tolerance:
+    near = max(tolerance, 2 * entropy.stderr) if math.isfinite(entropy.stderr) else tolerance
+    if distance > near:
         return Recommendation(
             None,
-            f"None meets the entropy target within {tolerance:.3f} nats: nearest is {nearest.label}, {found}.",
+            f"None meets the entropy target within {near:.3f} nats: nearest is {nearest.label}, {found}.",
         )
     return Recommendation(nearest.label, f"Entropy target met: {found}, per data point.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,26 +67,33 @@ class Group:
         """A term pooled over seeds and rows."""
         return mean_score(self.scores(term))
 
-    def checks(self, name: str) -> dict[int, Mapping[str, Any]]:
-        """A check by seed, where it was made."""
-        made = {seed: json.loads(extra.attrs.get("checks", "{}")) for seed, extra in self.extra.items()}
-        found = {seed: c for seed, all_of in made.items() for c in all_of.get("checks", []) if c["name"] == name}
-        return {seed: c for seed, c in found.items() if c.get("value") is not None}
+    @cached_property
+    def checks(self) -> dict[int, dict[str, Any]]:
+        """What the checks found, by seed; see :func:`~banel_pyro.sweep.checks.checks_of`."""
+        return {seed: json.loads(extra.attrs.get("checks", "{}")) for seed, extra in self.extra.items()}
+
+    def known(self, name: str) -> list[float]:
+        """A number that the checks found in each run, where they could.
+
+        Args:
+            name: ``"k_hat"``, ``"k_hat_threshold"`` or ``"coverage"``.
+        """
+        return [found[name] for found in self.checks.values() if found.get(name) is not None]
 
     @property
     def failed(self) -> tuple[str, ...]:
         """What checks have against it: those that are red in any run, with the seeds and what the first one found."""
         red: dict[str, tuple[str, list[int]]] = {}
-        for seed, extra in self.extra.items():
-            for check in json.loads(extra.attrs.get("checks", "{}")).get("checks", []):
+        for seed, found in self.checks.items():
+            for check in found.get("checks", []):
                 if check["verdict"] == "red":
                     red.setdefault(check["name"], (check["found"], []))[1].append(seed)
-        return tuple(f"{name}, seed {', '.join(map(str, seeds))}: {found}" for name, (found, seeds) in red.items())
+        return tuple(f"{name}, seed {', '.join(map(str, seeds))}: {what}" for name, (what, seeds) in red.items())
 
     @property
     def verdict(self) -> str:
         """The worst verdict of its runs."""
-        found = [json.loads(extra.attrs.get("checks", "{}")).get("verdict", "amber") for extra in self.extra.values()]
+        found = [found.get("verdict", "amber") for found in self.checks.values()]
         return str(max(found, key=("green", "amber", "red").index))
 
 
@@ -149,7 +156,7 @@ class SweepReport:
         for group in self.groups:
             row = {name: readable(group.value(term)) for term, name in self.terms.items()}
             row[f"{self._short} − that at {self.reference.label}"] = readable(self.change(group, self.score), plus=True)
-            row |= {"k-hat": _worst(group, "importance weights", max), "coverage": _worst(group, "spread", min)}
+            row |= {"k-hat": _worst(group, "k_hat", max), "coverage": _worst(group, "coverage", min)}
             rows[group.label] = row | {"checks": group.verdict, "seeds": str(len(group.numbers))}
         return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -165,7 +172,7 @@ class SweepReport:
             f"In {first.unit}, on {first.rows}, from {first.draws} draws of each run; mean over seeds ± one standard "
             f"error over {over}. Differences are paired: seed by seed{', row by row' if first.per_datum else ''}."
         ]
-        if any(group.checks("spread") for group in self.groups):
+        if any(group.known("coverage") for group in self.groups):
             found.append(
                 "k-hat and coverage are those of the worst seed: the share of the corrected posterior that central "
                 "95 % intervals of the guide hold."
@@ -194,8 +201,8 @@ class SweepReport:
         return {"name": self.name, "target": self.sweep.target, "recommendation": chosen, "runs": groups}
 
 
-def _worst(group: Group, check: str, pick: Any) -> str:
-    found = [check["value"] for check in group.checks(check).values()]
+def _worst(group: Group, name: str, pick: Callable[[list[float]], float]) -> str:
+    found = group.known(name)
     return f"{pick(found):.2f}" if found else "–"
 
 

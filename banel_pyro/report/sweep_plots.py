@@ -94,31 +94,28 @@ def _bounds(report: SweepReport) -> Picture:
 
 def _trust(report: SweepReport) -> Picture | None:
     """k-hat and coverage against λ, a mark for each seed."""
-    checks = {"importance weights": "k-hat of the weights", "spread": "coverage of 95 % intervals"}
-    made = {name: title for name, title in checks.items() if any(g.checks(name) for g in report.groups)}
+    titles = {"k_hat": "k-hat of the weights", "coverage": "coverage of 95 % intervals"}
+    made = {name: title for name, title in titles.items() if any(g.known(name) for g in report.groups)}
     if not made:
         return None
+    lines = {"k_hat": {t for g in report.groups for t in g.known("k_hat_threshold")}, "coverage": {COVERED}}
     figure = Figure((plots.WIDTH, 2.4 * len(made)), layout="constrained")
-    for i, (ax, (name, title)) in enumerate(
-        zip(figure.subplots(len(made), 1, squeeze=False)[:, 0], made.items(), strict=True)
-    ):
-        where = _positions(ax, report.groups)
-        for x, group in zip(where, report.groups, strict=True):
-            found = group.checks(name).values()
-            values = [check["value"] for check in found]
+    for ax, (name, title) in zip(figure.subplots(len(made), 1, squeeze=False)[:, 0], made.items(), strict=True):
+        for i, (x, group) in enumerate(zip(_positions(ax, report.groups), report.groups, strict=True)):
+            values = group.known(name)
             ax.plot([x] * len(values), values, marker(i), color=colour(i), markersize=5, alpha=0.8)
-            for threshold in {check["threshold"] for check in found if check.get("threshold") is not None}:
-                ax.axhline(threshold, color=GREY, linewidth=1, linestyle="--")
+        for value in lines[name]:
+            ax.axhline(value, color=GREY, linewidth=1, linestyle="--")
         ax.set(ylabel=title, xlabel="λ")
     each = "; ".join(
-        f"{g.label}: " + ", ".join(f"{made[n]} {c['value']:.2f}" for n in made for c in g.checks(n).values())
+        f"{g.label}: " + ", ".join(f"{title} {value:.2f}" for name, title in made.items() for value in g.known(name))
         for g in report.groups
     )
     return Picture(
         "Where can the posterior be trusted?",
-        "A mark for each seed. k-hat says whether the importance weights can correct the posterior: below the dashed "
-        "line they can. Coverage is what central 95 % intervals hold of the corrected posterior; below the line they "
-        "are too narrow. k-hat alone passes posteriors that are too narrow.",
+        "A mark for each seed. k-hat says whether importance weights can correct the posterior: below the dashed line "
+        "they can. Coverage is what central 95 % intervals hold of the corrected posterior, for the latent that is "
+        "covered least: below the line they are too narrow. k-hat alone passes posteriors that are too narrow.",
         f"Charts against λ with a mark for each seed. {each}.",
         svg_of(figure),
     )

@@ -14,23 +14,14 @@ __all__ = ["checks_of"]
 
 
 def checks_of(idata: ArviZ, history: pd.DataFrame) -> dict[str, Any]:
+    """What checks find."""
     stats = group(idata, "sample_stats")
     name = "_datum" if "log_q_datum" in stats else ""
     log_w = (stats[f"log_p{name}"] - stats[f"log_q{name}"]).to_numpy()
     log_w = log_w.reshape(-1, *log_w.shape[2:])
     if len(log_w) < MIN_DRAWS:
         return {"verdict": "amber", "checks": []}
-    k = float(np.quantile(smooth(log_w).k_hat, 0.9, method="higher"))
-    bad = k > k_hat_threshold(len(log_w))
-    return {
-        "verdict": "red" if bad else "green",
-        "checks": [
-            {
-                "name": "importance weights",
-                "verdict": "red" if bad else "green",
-                "value": k,
-                "found": f"k-hat {k:.2f}",
-                "threshold": k_hat_threshold(len(log_w)),
-            }
-        ],
-    }
+    k_hat, threshold = float(np.quantile(smooth(log_w).k_hat, 0.9, method="higher")), k_hat_threshold(len(log_w))
+    verdict = "green" if k_hat <= threshold else "amber" if k_hat <= 1 else "red"
+    check = {"name": "importance weights", "verdict": verdict, "value": k_hat, "found": f"k-hat {k_hat:.2f}"}
+    return {"verdict": verdict, "checks": [check], "k_hat": k_hat, "k_hat_threshold": threshold, "coverage": None}

@@ -137,7 +137,8 @@ def sweep(
             run_workers(folder, url, name, workers, threads, told)
     if left := count(opened)["WAITING"] + count(opened)["RUNNING"]:
         raise OSError(f"the processes ended before {left} runs did; what they say is above. --resume goes on.")
-    show_sweep(folder)
+    if count(opened)["COMPLETE"]:
+        show_sweep(folder)
     if told.failed:
         raise ValueError(f"{len(told.failed)} runs failed: {'; '.join(told.failed)}. --resume tries them again.")
 
