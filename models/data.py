@@ -29,6 +29,7 @@ __all__ = [
     "earth_density",
     "eight_schools",
     "iris_petals",
+    "kidiq",
     "mnist",
     "mnist_labels",
     "radon",
@@ -154,6 +155,27 @@ def iris_petals(*, held_out: int = 30, seed: int = 0) -> Split:
     """
     lengths = load_iris().data[:, 2]
     return Split(*(_tensor(lengths[part]) for part in _parts(len(lengths), held_out, seed, "flowers")))
+
+
+def kidiq() -> tuple[Tensor, Tensor]:
+    """Test scores of 434 children, and their mothers' schooling and scores, from posteriordb's file `kidiq.json`.
+
+    The file is in the folder `bayes` of `BANEL_DATA`.
+
+    Returns:
+        Mothers (434, 2): 1 for a high-school degree and 0 for none, and the score of a test of intelligence; scores
+        of the children (434,).
+
+    Raises:
+        FileNotFoundError: If the file is missing.
+        ValueError: If it is damaged or holds something else.
+
+    Reference:
+        Gelman, Hill, "Data analysis using regression and multilevel/hierarchical models", 2007, chapter
+        3; Magnusson et al., "posteriordb", arXiv 2407.04967.
+    """
+    school, mother, child = read_columns(data_folder("bayes") / "kidiq.json", names=("mom_hs", "mom_iq", "kid_score"))
+    return torch.stack([_tensor(school), _tensor(mother)], dim=1), _tensor(child)
 
 
 def radon(*, held_out: int = 119, seed: int = 0) -> Split:

@@ -2,8 +2,8 @@
 
 Two families of problems, each with its exact loss: a Gaussian one, whose expectations are quadratic, and a
 discrete one, which is enumerated. `models.normal_normal`, `models.gaussian_regression`, `models.beta_bernoulli`,
-`models.eight_schools`, `models.vae` and `models.hierarchical_vae`, `models.logistic`, `models.radon` and
-`models.mixture` join them where a law is about the pairs themselves.
+`models.eight_schools`, `models.vae` and `models.hierarchical_vae`, `models.logistic`, `models.radon`, `models.mixture`
+and `models.kidiq` join them where a law is about the pairs themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from models import (
     eight_schools,
     gaussian_regression,
     hierarchical_vae,
+    kidiq,
     logistic,
     mixture,
     normal_normal,
@@ -50,6 +51,10 @@ PAIRS = {
     "logistic": logistic.pair,
     "radon": radon.pair,
     "mixture": mixture.pair,
+    "kidiq_raw": kidiq.raw,
+    "kidiq_mean_field": kidiq.mean_field,
+    "kidiq_full_rank": kidiq.full_rank,
+    "kidiq_flow": kidiq.flow,
 }
 """All pairs of `models/`."""
 

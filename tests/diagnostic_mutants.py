@@ -1,14 +1,16 @@
 """Diagnostics broken on purpose: as in `mutants.py`, each must fail a law."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
 
-from banel_pyro.diagnostics import corrected, psis, reference, weighted
-from tests import test_importance, test_reference
+from banel_pyro.diagnostics import aggregate, corrected, psis, reference, row_posteriors, weighted
+from tests import test_importance, test_latent_report, test_reference
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -42,6 +44,27 @@ def reference_taken_as_independent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reference, "_ess", lambda draws, method: np.full(draws.shape[-1], draws.shape[0] * draws.shape[1]))
 
 
+def mixture_of_other_rows(patch: pytest.MonkeyPatch) -> None:
+    """The aggregate posterior is that of the first rows in memory."""
+    original = aggregate.log_aggregate
+    patch.setattr(row_posteriors, "log_aggregate", lambda parts, points: original(parts[:1], points))
+
+
+def rows_taken_for_draws(patch: pytest.MonkeyPatch) -> None:
+    """The Monte-Carlo error has the spread between rows in it."""
+    patch.setattr(aggregate, "_draws_error", lambda values: values.std((0, 1)) / np.sqrt(values[..., 0].size))
+
+
+def marginals_of_each_row(patch: pytest.MonkeyPatch) -> None:
+    """The total correlation is that of a row's posterior."""
+    original = aggregate.decompose
+
+    def broken(found: aggregate.LogDensities) -> Any:
+        return original(replace(found, marginal=found.own))
+
+    patch.setattr(import_module("banel_pyro.diagnostics.latent_report"), "decompose", broken)
+
+
 MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "one weight for all rows": (
         one_weight_for_all_rows,
@@ -59,5 +82,14 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "reference taken as independent": (
         reference_taken_as_independent,
         test_reference.test_errors_of_an_autocorrelated_reference_are_larger,
+    ),
+    "mixture of other rows": (
+        mixture_of_other_rows,
+        test_latent_report.test_the_report_does_not_depend_on_the_rows_in_memory,
+    ),
+    "rows taken for draws": (rows_taken_for_draws, test_latent_report.test_monte_carlo_errors_are_right_over_seeds),
+    "marginals of each row": (
+        marginals_of_each_row,
+        test_latent_report.test_measures_are_those_of_quadrature_within_their_errors,
     ),
 }

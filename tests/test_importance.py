@@ -415,6 +415,13 @@ def test_ties_in_the_tail() -> None:
     assert np.exp(found.log_weights).sum(0) == pytest.approx(np.ones(2))
 
 
+def test_a_guide_that_misses_its_posterior_has_no_tail() -> None:
+    """All weights but the largest are 0 in double precision: a fit to them would say that all is well."""
+    found = smooth(-1000.0 * np.arange(200.0))
+    assert found.k_hat == math.inf
+    assert found.ess == pytest.approx(1)
+
+
 def test_a_record_says_what_it_is() -> None:
     found = importance(global_model, global_guide, X, num_samples=100, seed=0)
     assert isinstance(found, Importance)

@@ -26,6 +26,7 @@ from models import (
     eight_schools,
     gaussian_regression,
     hierarchical_vae,
+    kidiq,
     logistic,
     mixture,
     normal_normal,
@@ -48,6 +49,10 @@ FACTORIES = {
     "logistic:pair": logistic.pair,
     "radon:pair": radon.pair,
     "mixture:pair": mixture.pair,
+    "kidiq:raw": kidiq.raw,
+    "kidiq:mean_field": kidiq.mean_field,
+    "kidiq:full_rank": kidiq.full_rank,
+    "kidiq:flow": kidiq.flow,
 }
 LATENTS = {
     "normal_normal:pair": {"density": ()},
@@ -64,6 +69,10 @@ LATENTS = {
     "logistic:pair": {"intercept": (), "weights": (30,)},
     "radon:pair": {"intercept": (), "floor": (), "uranium": (), "county_sd": (), "noise_sd": (), "county": (85,)},
     "mixture:pair": {"weights": (3,), "locations": (3,), "scales": (3,)},
+    "kidiq:raw": {"beta": (3,), "sigma": ()},
+    "kidiq:mean_field": {"coef": (3,), "noise": ()},
+    "kidiq:full_rank": {"coef": (3,), "noise": ()},
+    "kidiq:flow": {"coef": (3,), "noise": ()},
 }
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -84,6 +93,9 @@ def rows(pair: Pair) -> tuple[Tensor, ...]:
     if pair.name == "radon":
         house = torch.arange(radon.NUM_HOUSES)
         return house % radon.NUM_COUNTIES, (house % 5 == 0).double(), (house % 85) / 85.0, (house % 7) / 3.0
+    if "kidiq" in pair.name:
+        child = torch.arange(kidiq.NUM_CHILDREN)
+        return torch.stack([(child % 5 > 0).double(), 70.0 + child % 60], dim=1), 60.0 + child % 50
     loaded = pair.data()
     if isinstance(loaded, Split):  # images are local to a row, the other models have a plate over all of them
         loaded = loaded.held_out[:6] if "digits" in pair.name else loaded.train

@@ -1,4 +1,4 @@
-"""Logistic and radon regression against exact answers: quadrature, the exact ELBO, the exact Gaussian posterior."""
+"""Three regressions against exact answers: quadrature, exact ELBO and Gaussian posteriors, posteriordb's draws."""
 
 import math
 import os
@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from banel_pyro import BaNEL_ELBO, fit
+from banel_pyro.diagnostics import posteriordb_draws
+from banel_pyro.inference_data import group
 from banel_pyro.plates import DataPlate
-from models import data, logistic, radon
+from models import data, kidiq, logistic, radon
 from tests.importance import evidence_error, mean_error, weighted_draws
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -168,3 +170,64 @@ def test_a_radon_fit_in_minibatches_ends_at_the_best_product_of_normals(houses: 
     lost = gap @ precision @ gap / 2 + ((sd / best_sd) ** 2 / 2 - (sd / best_sd).log() - 0.5).sum()
     assert lost < 2.0  # nats of the ELBO, of more than a thousand to begin with
     assert (sd / best_sd - 1).abs().mean() < 0.05
+
+
+# The scores of children: least squares, and posteriordb's draws
+
+
+@pytest.fixture
+def children() -> tuple[Tensor, Tensor]:
+    if not os.environ.get("BANEL_DATA"):
+        pytest.skip("BANEL_DATA is not set")
+    return data.kidiq()
+
+
+def least_squares(mother: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients (3,), and the inverse of X'X (3, 3)."""
+    design = torch.cat([torch.ones_like(mother[:, :1]), mother], dim=1)
+    inverse = torch.linalg.inv(design.T @ design)
+    return inverse @ design.T @ score, inverse
+
+
+def log_joint(model: Any, mother: Tensor, score: Tensor, **latents: Tensor) -> Tensor:
+    return poutine.trace(poutine.condition(model, latents)).get_trace(mother, score).log_prob_sum()
+
+
+def test_both_models_of_scores_are_the_regression(children: tuple[Tensor, Tensor]) -> None:
+    """Where a coefficient moves, both log densities change by what the sum of squares says; priors are flat."""
+    mother, score = children
+    units = torch.tensor([1.0, *kidiq.UNITS])
+    design = torch.cat([torch.ones_like(mother[:, :1]), mother], dim=1)
+    changes = []
+    for coef in (torch.zeros(3), torch.tensor([1.0, 2.0, 8.0])):
+        slopes = coef[1:] / units[1:]
+        beta = torch.cat([kidiq.USUAL_SCORE + coef[:1] - slopes @ torch.tensor(kidiq.USUAL_MOTHER), slopes])
+        exact = -0.5 * ((score - design @ beta) ** 2).sum() / 18.0**2
+        raw = log_joint(kidiq.raw_model, mother, score, beta=beta, sigma=torch.tensor(18.0))
+        centred = log_joint(kidiq.model, mother, score, coef=coef, noise=torch.tensor(18.0 / kidiq.USUAL_NOISE))
+        changes.append(torch.stack([exact, raw, centred]))
+    exact, raw, centred = changes[1] - changes[0]
+    assert exact > 50  # nats
+    assert raw == pytest.approx(float(exact), abs=0.01)
+    assert centred == pytest.approx(float(exact), abs=0.01)
+
+
+def test_scores_have_posteriordbs_posterior(children: tuple[Tensor, Tensor]) -> None:
+    """With flat priors coefficients have the mean of least squares, and E[sigma^2] times the inverse of X'X."""
+    draws = group(posteriordb_draws("kidiq-kidscore_momhsiq"), "posterior")
+    beta, sigma = (draws[name].to_numpy().reshape(10_000, -1) for name in ("beta", "sigma"))
+    mean, inverse = least_squares(*children)
+    exact = np.sqrt((sigma**2).mean() * inverse.diagonal().numpy())
+    assert np.abs((beta.mean(0) - mean.numpy()) / exact).max() < 4 / 100
+    assert np.abs(beta.std(0) / exact - 1).max() < 4 / math.sqrt(2 * 10_000)
+
+
+def test_independent_guides_of_raw_columns_are_as_narrow_as_the_precision_says(children: tuple[Tensor, Tensor]) -> None:
+    _, inverse = least_squares(*children)
+    ratio = (torch.linalg.inv(inverse).diagonal() * inverse.diagonal()).rsqrt()
+    assert ratio.tolist() == pytest.approx([0.15, 0.44, 0.14], abs=0.01)
+    pair = kidiq.raw()
+    fit(pair.model, pair.guide, children, steps=1500, lr=0.05, lr_scheduler=decay, seed=0, progress=False)
+    low, high = pair.guide.quantiles([0.1586553, 0.8413447])["beta"]
+    sigma = pair.guide.median()["sigma"]
+    assert ((high - low) / 2 / (sigma * inverse.diagonal().sqrt())).tolist() == pytest.approx(ratio.tolist(), rel=0.1)

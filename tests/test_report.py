@@ -23,6 +23,7 @@ import xarray as xr
 from pyro.infer.autoguide import AutoDelta
 
 from banel_pyro import Estimate, Linear, Pair, Split, to_arviz
+from banel_pyro.diagnostics.stored import is_local
 from banel_pyro.inference_data import ArviZ, group
 from banel_pyro.report import Comparison, Run, numbers, read_comparison, write_report
 from banel_pyro.report.bits import bits_per_dimension
@@ -170,13 +171,13 @@ def test_numbers_of_shared_latents_are_totals_over_rows_with_errors_over_draws(s
 def test_one_shared_latent_makes_a_model_shared_however_many_rows_there_are(digits: Path) -> None:
     """Its share of log p and log q is lost in sums over many rows, so it is told by its dims."""
     idata = read_comparison(digits).runs[0].idata
-    assert numbers.is_local(idata)
+    assert is_local(idata)
     idata["sample_stats"]["log_q_tiny"] = 0 * idata["sample_stats"]["log_q"]
     idata.attrs["densities"] = json.dumps({"z": ["z"], "tiny": ["tiny"]})
-    assert not numbers.is_local(idata)
+    assert not is_local(idata)
     idata.attrs["densities"] = json.dumps({"z": ["z"]})
     idata["sample_stats"]["log_p"] += 5.0  # a pyro.factor outside the plate
-    assert not numbers.is_local(idata)
+    assert not is_local(idata)
 
 
 def test_elbo_is_log_likelihood_minus_kl_and_below_iwae(digits: Path, schools: Path) -> None:
@@ -347,9 +348,11 @@ def test_the_page_needs_nothing_but_itself_and_fits_a_phone(digits: Path) -> Non
     write_report(digits)
     page = Page((digits / "report.html").read_text())
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
-    assert not page.all("link") + page.all("iframe") + page.all("a")
+    assert not page.all("link") + page.all("iframe")
+    assert page.all("a") == [{"href": "#trust"}]
     assert [script["type"] for script in page.all("script")] == ["application/json"]
     addresses = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
+    addresses.remove("#trust")
     assert len(addresses) == 4
     assert all(str(address).startswith("data:image/svg+xml;base64,") for address in addresses)
     style = "".join(page.texts["style"])
@@ -425,7 +428,9 @@ def test_the_findings_are_a_list_where_there_are_several(digits: Path) -> None:
 
 def test_the_glossary_explains_every_row_of_the_table(digits: Path, schools: Path) -> None:
     for folder in (digits, schools):
-        terms = re.findall(r"<dt>(.*?)</dt><dd>.+?</dd>", (folder / "run0" / "report.html").read_text())
+        trust, _, rest = (folder / "run0" / "report.html").read_text().partition("<h2>The numbers</h2>")
+        terms, checks = (re.findall(r"<dt>(.*?)</dt><dd>.+?</dd>", part) for part in (rest, trust))
+        assert checks == [check.name for check in read_comparison(folder / "run0").runs[0].trust.checks]
         assert terms == [*numbers.text_table(read_comparison(folder / "run0").numbers).index, "nat"]
 
 

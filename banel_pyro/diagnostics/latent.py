@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from banel_pyro.plates import DataPlate, find_data_plate
 from banel_pyro.seeding import fork_rng
 from banel_pyro.traces import Site, guide_densities, sample_sites
 
-__all__ = ["chosen_site", "data_plate_of", "kl_per_dimension"]
+__all__ = ["Layout", "chosen_site", "data_plate_of", "elementwise_kl", "factors", "guide_site"]
+__all__ += ["kl_per_dimension", "layout_of", "local_site"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -79,9 +81,11 @@ def kl_per_dimension(
     with nullcontext() if seed is None else fork_rng(seed):
         plate = data_plate_of((model, guide), rows, batch_size, data_plate)
         for draw in trace_draws(model, guide, rows, plate, num_samples=num_samples, batch_size=batch_size):
-            for label, kl in _elementwise_kl(draw, _local_site(draw, plate, site), plate):
+            name = local_site(draw, plate, site)
+            kls = elementwise_kl(draw, name, plate).detach().double().cpu().numpy()
+            for label, kl in zip(layout_of(draw, name, plate).labels, kls.T, strict=True):
                 total = totals.setdefault(label, np.zeros(num_rows(rows)))
-                total[draw.rows.numpy()] += kl.detach().double().cpu().numpy() / num_samples
+                total[draw.rows.numpy()] += kl / num_samples
     estimates = [mean_estimate(total) for total in totals.values()]
     return pd.DataFrame({"kl": [e.value for e in estimates], "stderr": [e.stderr for e in estimates]}, index=[*totals])
 
@@ -97,8 +101,12 @@ def data_plate_of(pair: tuple[Any, ...], rows: Rows, batch_size: int | None, nam
         return find_data_plate(pair[0], first, size, name, training=False)
 
 
-def _local_site(draw: Draw, plate: DataPlate, site: str | None) -> str:
-    """The latent that was asked for, or the only one inside the data plate."""
+def local_site(draw: Draw, plate: DataPlate, site: str | None) -> str:
+    """The latent that was asked for, or the only one inside the data plate.
+
+    Raises:
+        ValueError: for another one, or a guide that draws its sites in another order than the model.
+    """
     latent = [name for name, s in sample_sites(draw.model_trace) if not s["is_observed"]]
     drawn = [name for name, _ in sample_sites(draw.guide_trace) if name in latent]
     local = [name for name in latent if _frame(draw.model_trace.nodes[name], plate) is not None]
@@ -128,10 +136,58 @@ def chosen_site(name: str | None, known: Sequence[str], what: str, option: str) 
     return str(name)
 
 
-def _elementwise_kl(draw: Draw, name: str, plate: DataPlate) -> Iterator[tuple[str, Tensor]]:
-    """The KL of each number of a site to its prior, by its label: a tensor over the rows in the data plate."""
-    prior, site = draw.model_trace.nodes[name], _density(draw, name)
-    p, q = (_factors(name, side, fn) for side, fn in (("model", prior["fn"]), ("guide", site["fn"])))
+@dataclass(frozen=True)
+class Layout:
+    """Where the numbers of a latent lie: in tensors of its own shape, and in tables (row, number).
+
+    Args:
+        name: of the site.
+        shape: of its value, with the data plate and its event.
+        axis: of the data plate in it, counted from the end.
+        events: axes of its event.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+    events: int
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each number, such as ``z[3]``."""
+        inner = len(self.shape) - self.events  # axes before it are of other plates, or padding
+        axes = [i for i in range(len(self.shape)) if i != len(self.shape) + self.axis]
+        lengths = [self.shape[i] for i in axes if self.shape[i] != 1 or i >= inner]
+        return [f"{self.name}[{', '.join(map(str, i))}]" if i else self.name for i in np.ndindex(*lengths)]
+
+    def table(self, values: Tensor) -> Tensor:
+        """Values (..., shape), or what broadcasts to that, as (..., row, number)."""
+        lead = max(values.dim() - len(self.shape), 0)
+        values = values.expand(*values.shape[:lead], *self.shape).movedim(self.axis, lead)
+        return values.reshape(*values.shape[: lead + 1], -1)
+
+    def points(self, numbers: Tensor) -> Tensor:
+        """Points (point, number) as values (point, shape) that hold for all rows: the data plate has length 1."""
+        others = list(self.shape)
+        del others[self.axis]
+        return numbers.reshape(len(numbers), 1, *others).movedim(1, self.axis)
+
+
+def layout_of(draw: Draw, name: str, plate: DataPlate) -> Layout:
+    """The layout of a latent inside the data plate."""
+    site = draw.model_trace.nodes[name]
+    events = site["fn"].event_dim
+    return Layout(name, tuple(site["value"].shape), _frame(site, plate).dim - events, events)
+
+
+def elementwise_kl(draw: Draw, name: str, plate: DataPlate) -> Tensor:
+    """The KL of each number of a latent to its prior, (row, number); 0 where it is masked.
+
+    Raises:
+        ValueError: if the site does not factorise, or has no KL in closed form.
+    """
+    prior, site = draw.model_trace.nodes[name], guide_site(draw, name)
+    p, q = (factors(name, side, fn) for side, fn in (("model", prior["fn"]), ("guide", site["fn"])))
     try:
         kl = kl_divergence(q, p).expand(prior["value"].shape)
     except NotImplementedError as error:
@@ -139,19 +195,18 @@ def _elementwise_kl(draw: Draw, name: str, plate: DataPlate) -> Iterator[tuple[s
             f"site '{name}' has no KL in closed form from {type(q).__name__} to {type(p).__name__}: expected a "
             "pair of distributions that torch.distributions.kl knows."
         ) from error
-    events = prior["fn"].event_dim
     if site["mask"] is not None:
         mask = torch.as_tensor(site["mask"])
-        kl = torch.where(mask.reshape(*mask.shape, *[1] * events), kl, 0.0)
-    frame = _frame(prior, plate)
-    columns = kl.movedim(kl.dim() - events + frame.dim, 0)
-    shape = [n for i, n in enumerate(columns.shape[1:]) if n != 1 or i >= columns.dim() - 1 - events]
-    for index, column in zip(np.ndindex(*shape), columns.reshape(len(columns), -1).T, strict=True):
-        yield f"{name}[{', '.join(map(str, index))}]" if index else name, column
+        kl = torch.where(mask.reshape(*mask.shape, *[1] * prior["fn"].event_dim), kl, 0.0)
+    return layout_of(draw, name, plate).table(kl)
 
 
-def _density(draw: Draw, name: str) -> Site:
-    """The guide's site that draws a latent; an autoguide draws it under another name."""
+def guide_site(draw: Draw, name: str) -> Site:
+    """The guide's site that draws a latent; an autoguide draws it under another name.
+
+    Raises:
+        ValueError: if the latent is a point, a part of a joint density, or changes variables.
+    """
     density = guide_densities(draw.model_trace, draw.guide_trace).get(name)
     if density is None or not density.unconstrained or density.is_point:
         raise ValueError(
@@ -161,8 +216,12 @@ def _density(draw: Draw, name: str) -> Site:
     return density.site
 
 
-def _factors(name: str, side: str, fn: Any) -> Any:
-    """The distribution of each number of a site, below ``to_event`` and ``expand``."""
+def factors(name: str, side: str, fn: Any) -> Any:
+    """The distribution of each number of a site, below ``to_event`` and ``expand``.
+
+    Raises:
+        ValueError: if it does not factorise over them.
+    """
     base = fn
     while isinstance(base, dist.Independent | dist.ExpandedDistribution):
         base = base.base_dist

@@ -21,6 +21,9 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 MIN_DRAWS = 100
 """Draws below which no tail is fitted: the threshold would be under 0.5, and the tail hold less than 20 of them."""
 
+DEEPEST = 700.0
+"""Nats below the largest weight at which others are 0 in double precision."""
+
 EQUAL = 1e-5
 """Log weights that differ by less, in nats, are equal: what is left is rounding, and nothing to correct."""
 
@@ -31,7 +34,8 @@ class Smoothed(NamedTuple):
     Args:
         log_weights: of each draw (draw, ...), normalised: their exponentials add up to 1 over draws.
         k_hat: shape of the tail (...); minus infinity where all weights, or all in the tail, are equal; infinity where
-            a quarter of the tail are ties, as with few values of a discrete latent, so that there is no shape to fit.
+            a quarter of the tail are ties, as with few values of a discrete latent, or nothing beside the largest
+            weight, as for a guide that misses its posterior: there is no shape to fit.
         ess: effective sample size :math:`1 / \sum_s w_s^2` of the smoothed weights (...), in draws.
     """
 
@@ -92,7 +96,7 @@ def _smooth_one(log_w: Array) -> tuple[Array, float]:
     cutoff, *tail = np.sort(log_w)[-size - 1 :]
     if log_w.min() > -EQUAL or cutoff > -EQUAL:
         return raw, -math.inf
-    if tail[size // 4] - cutoff <= 0:
+    if tail[size // 4] - cutoff <= 0 or tail[size // 4] < -DEEPEST:
         return raw, math.inf
     from arviz_stats.base.array import array_stats  # heavy; of both lines of ArviZ
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from banel_pyro.diagnostics.trust import Trust, trust
 from banel_pyro.inference_data import ArviZ
 from banel_pyro.report.numbers import RunNumbers, run_numbers
 from banel_pyro.run import RunFolder
@@ -32,17 +33,24 @@ class Run:
         config: its configuration.
         history: a row per log point.
         idata: its draws.
+        reference: draws that are taken for the truth, or None.
     """
 
     label: str
     config: dict[str, Any]
     history: pd.DataFrame
     idata: ArviZ
+    reference: ArviZ | None = None
 
     @cached_property
     def numbers(self) -> RunNumbers:
         """What it is judged by."""
         return run_numbers(self.idata)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """Whether its posterior can be trusted."""
+        return trust(self.idata, self.history, reference=self.reference)
 
 
 @dataclass(frozen=True)
@@ -79,30 +87,33 @@ def write_run_report(folder: RunFolder) -> None:
     write_report(folder.path)
 
 
-def write_report(path: Path) -> Comparison:
+def write_report(path: Path, *, reference: ArviZ | None = None) -> Comparison:
     """Write ``report.html`` into a run folder, or into a folder of run folders, from the files alone.
 
     Args:
         path: the folder.
+        reference: draws of the same latents that are taken for the truth, such as those of NUTS.
 
     Returns:
         What the page shows.
 
     Raises:
-        ValueError: if there is no run that has ended, or the runs are of different pairs or data.
+        ValueError: if there is no run that has ended, the runs are of different pairs or data, or the reference has
+            other latents.
     """
     from banel_pyro.report.page import render  # matplotlib is heavy to import
 
-    comparison = read_comparison(path)
+    comparison = read_comparison(path, reference=reference)
     RunFolder(path).write_report(render(comparison))
     return comparison
 
 
-def read_comparison(path: Path) -> Comparison:
+def read_comparison(path: Path, *, reference: ArviZ | None = None) -> Comparison:
     """Read the run in a folder, or all runs in the folders inside it.
 
     Args:
         path: the folder.
+        reference: draws that are taken for the truth.
 
     Raises:
         ValueError: if there is no run that has ended, or the runs are of different pairs or data.
@@ -118,7 +129,9 @@ def read_comparison(path: Path) -> Comparison:
     _refuse_different_data(configs)
     labels = _labels(configs)
     order = sorted(ended, key=lambda folder: _order(configs[folder.path.name], folder.path.name))
-    runs = tuple(Run(labels[f.path.name], configs[f.path.name], f.read_history(), f.read_posterior()) for f in order)
+    runs = tuple(
+        Run(labels[f.path.name], configs[f.path.name], f.read_history(), f.read_posterior(), reference) for f in order
+    )
     command = path / COMMAND
     return Comparison(
         name=runs[0].config["name"] or path.resolve().name,

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from banel_pyro.batches import transformed
 from banel_pyro.diagnostics.latent import kl_per_dimension
+from banel_pyro.diagnostics.latent_record import LatentReport
 from banel_pyro.inference_data import group
 from banel_pyro.report.canvas import (
     COLOURS,
@@ -45,8 +46,9 @@ def plot_kl_per_dimension(kls: Any, *, ax: Axes | None = None) -> Axes:
     A dimension at 0 is unused: its posterior is the prior. Bars are two standard errors over data points.
 
     Args:
-        kls: a table of :func:`~banel_pyro.diagnostics.latent.kl_per_dimension`, a FitResult (then of its training
-            data), or some by label.
+        kls: a table of :func:`~banel_pyro.diagnostics.latent.kl_per_dimension`, a
+            :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, a FitResult (then of its training data), or
+            some by label.
         ax: axes to draw on.
 
     Raises:
@@ -182,6 +184,7 @@ def plot_latent_scatter(
 
 def _kl_table(item: Any) -> pd.DataFrame:
     table = _kl_of_run(item) if isinstance(item, FitResult) else item
+    table = table.table if isinstance(table, LatentReport) else table
     if not isinstance(table, pd.DataFrame) or not {"kl", "stderr"} <= set(table.columns):
         raise TypeError(f"kls has a {type(table).__name__}: expected a table of kl_per_dimension(), or a FitResult.")
     return table.sort_values("kl", ascending=False)

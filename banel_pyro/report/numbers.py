@@ -14,13 +14,14 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from banel_pyro.diagnostics.spread import active_units, density_entropies
+from banel_pyro.diagnostics.stored import is_local, number_of_rows, point_masses
 from banel_pyro.evaluate import elbo, elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
-from banel_pyro.inference_data import ArviZ, group, group_names
+from banel_pyro.inference_data import ArviZ, group
 from banel_pyro.report.bits import BITS, pixels, with_bits
 from banel_pyro.terms import Estimate
 
-__all__ = ["ACTIVE_UNITS", "TERMS", "RunNumbers", "difference", "is_local", "notes", "number_of_rows"]
-__all__ += ["point_masses", "readable", "run_numbers", "table", "text_table", "to_json"]
+__all__ = ["ACTIVE_UNITS", "TERMS", "RunNumbers", "difference", "notes", "readable", "run_numbers", "table"]
+__all__ += ["text_table", "to_json"]
 
 TERMS = {
     "log_likelihood": "log-likelihood",
@@ -149,32 +150,6 @@ def difference(run: RunNumbers, reference: RunNumbers) -> dict[str, Estimate]:
             a, b = run.values[name], reference.values[name]
             found[name] = Estimate(a.value - b.value, math.hypot(a.stderr, b.stderr))
     return with_bits(found, run.pixels)
-
-
-def is_local(idata: ArviZ) -> bool:
-    """True if every latent belongs to one data point, so that log p and log q fall apart into data points."""
-    stats, plate = group(idata, "sample_stats"), idata.attrs["data_plate"]
-    densities = [stats[f"log_q_{name}"] for name in json.loads(idata.attrs["densities"])]
-    if "log_q_datum" not in stats or not all(plate in log_q.dims for log_q in densities):
-        return False
-    # observations and pyro.factor outside the plate
-    return all(
-        np.allclose(stats[f"{name}_datum"].sum(plate), stats[name], rtol=1e-4, atol=1e-4)
-        for name in ("log_p", "log_lik")
-    )
-
-
-def number_of_rows(idata: ArviZ) -> int | None:
-    """Data points that the draws are of; None without a data plate."""
-    plate = idata.attrs["data_plate"]
-    names = [name for name in ("observed_data", "log_likelihood", "posterior") if name in group_names(idata)]
-    sizes = [int(group(idata, name).sizes[plate]) for name in names if plate in group(idata, name).sizes]
-    return sizes[0] if sizes else None
-
-
-def point_masses(idata: ArviZ) -> tuple[str, ...]:
-    """Densities of the guide that are a point: their entropy is -inf, whatever Pyro's log q says."""
-    return tuple(json.loads(idata.attrs.get("point_masses", "[]")))
 
 
 def table(runs: Mapping[str, RunNumbers]) -> pd.DataFrame:

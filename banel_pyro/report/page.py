@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from banel_pyro.report import numbers
+from banel_pyro.report import numbers, trust_section
+from banel_pyro.report.html import box, lede, page, table, text
 from banel_pyro.report.pictures import Picture, pictures
 from banel_pyro.terms import Estimate
 
 if TYPE_CHECKING:
     from banel_pyro.report import Comparison, Run
 
-__all__ = ["ABOUT", "PAGE", "STYLE", "box", "figure", "findings", "made", "render", "table", "text"]
+__all__ = ["ABOUT", "figure", "findings", "made", "render"]
 
 
 def render(comparison: Comparison) -> str:
@@ -34,12 +33,14 @@ def render(comparison: Comparison) -> str:
     unfinished = f"Not shown, because they have not ended: {', '.join(comparison.unfinished)}."
     body = [
         f"<h1>{text(title).replace('_', '_<wbr>')}</h1>",  # a name may be longer than a phone is wide
-        _lede(findings(comparison.runs)),
+        lede(findings(comparison.runs)),
         *([f"<p>{text(unfinished)}</p>"] if comparison.unfinished else []),
+        trust_section.summary(comparison.runs),
         ABOUT,
         '<div class="pictures">',
         *(figure(picture) for picture in pictures(comparison.runs)),
         "</div>",
+        *trust_section.section(comparison.runs),
         "<h2>The numbers</h2>",
         table(cells, "number", "The numbers, run by run"),
         *(f'<p class="note">{text(note)}</p>' for note in numbers.notes(runs)),
@@ -48,21 +49,8 @@ def render(comparison: Comparison) -> str:
         *([box("pre", escape(comparison.command), "Command line")] if comparison.command else []),
         table(_provenance(comparison.runs), "made", "Settings and versions"),
     ]
-    data = json.dumps(numbers.to_json(runs), indent=1, allow_nan=False).replace("<", "\\u003c")
-    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(body), data=data)
-
-
-def text(shown: str) -> str:
-    """Text as HTML, without line breaks inside ``λ = 0.4``, ``± 0.2`` and ``ln 2``."""
-    return escape(re.sub(r" (?==)|(?<=[=±]) |(?<=ln) ", "\u00a0", shown))
-
-
-def _lede(sentences: Sequence[str]) -> str:
-    """What a reader should know first: a paragraph, or a list of several."""
-    if len(sentences) < 2:
-        return "".join(f'<p class="lede">{text(sentence)}</p>' for sentence in sentences)
-    items = "\n".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
-    return f"<ul>\n{items}\n</ul>"
+    verdicts = {run.label: run.trust.to_json() for run in comparison.runs}
+    return page(title, body, numbers.to_json(runs) | {"trust": verdicts})
 
 
 def findings(runs: Sequence[Run]) -> list[str]:
@@ -107,30 +95,13 @@ def _times(nats: float) -> str:
 
 
 def figure(picture: Picture) -> str:
-    """A picture with its title and caption."""
+    """A picture with its title and caption, as HTML."""
     data = base64.b64encode(picture.svg.encode()).decode()
     kind = "photo" if picture.photo else "chart"
     return (
         f'<figure>\n<h2>{escape(picture.title)}</h2>\n<img class="{kind}" alt="{escape(picture.alt)}" '
         f'src="data:image/svg+xml;base64,{data}">\n<figcaption>{text(picture.caption)}</figcaption>\n</figure>'
     )
-
-
-def table(cells: pd.DataFrame, kind: str, name: str) -> str:
-    """A table in a box of its own."""
-    head = "".join(f'<th scope="col">{text(str(name))}</th>' for name in cells.columns)
-    rows = [
-        f'<tr><th scope="row">{text(name)}</th>' + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>"
-        for name, row in zip(cells.index, cells.to_numpy(), strict=True)
-    ]
-    body = "\n".join(rows)
-    inside = f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
-    return box("div", f'<table class="{kind}">\n{inside}</table>', name)
-
-
-def box(tag: str, html: str, name: str) -> str:
-    """A box that scrolls sideways where the screen is narrow, by keyboard too."""
-    return f'<{tag} class="scroll" role="region" aria-label="{escape(name)}" tabindex="0">{html}</{tag}>'
 
 
 def _glossary(terms: Sequence[str]) -> str:
@@ -184,74 +155,3 @@ _GLOSSARY = {
     numbers.ACTIVE_UNITS: "latent dimensions whose posterior mean moves with the data (variance above 0.01)",
     "nat": "the unit where no other is named, 1.44 bits",
 }
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --soft: #5c5c5c; --line: #d9d9d9; --paper: #ffffff; --box: #f6f6f4; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e9e9e6; --soft: #a8a8a4; --line: #3c3c3c; --paper: #1a1a1a; --box: #242424; }
-  img.chart { filter: invert(0.9) hue-rotate(180deg); }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 68rem; color: var(--ink); background: var(--paper);
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0.5rem 0 1rem; }
-h2 { font-size: 1.15rem; margin: 2rem 0 0.5rem; }
-p, ul, dl { max-width: 44rem; }
-ul { padding-left: 1.1rem; }
-li { margin-bottom: 0.3rem; }
-.lede { font-size: 1.12rem; }
-.pictures { margin-top: 1.5rem; }
-@media (min-width: 56rem) { .pictures { columns: 2; column-gap: 3rem; } }
-figure { margin: 0; padding-bottom: 2rem; break-inside: avoid; }
-figure:last-child { padding-bottom: 0; }
-figure h2 { margin: 0 0 0.5rem; }
-img { display: block; width: 100%; height: auto; }
-img.photo { background: #ffffff; }
-figcaption, .note, dd { color: var(--soft); font-size: 0.92rem; }
-figcaption { margin-top: 0.4rem; }
-.note { margin: 0.4rem 0; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; background: var(--box); }
-table { border-collapse: collapse; font-size: 0.92rem; min-width: 100%; }
-th, td { padding: 0.45rem 0.8rem; text-align: left; vertical-align: top; font-weight: normal; }
-thead th { font-weight: 600; }
-tbody tr { border-top: 1px solid var(--line); }
-.number td, .number thead th { text-align: right; font-variant-numeric: tabular-nums; }
-.number td, .number tbody th { white-space: nowrap; }
-tbody th { position: sticky; left: 0; background: var(--box); }
-@media (max-width: 30rem) {
-  .number { font-size: 0.8rem; }
-  .number th, .number td { padding: 0.45rem 0.35rem; }
-  .number td, .number tbody th { white-space: normal; }
-}
-dl { font-size: 0.92rem; }
-dd { margin: 0 0 0.4rem; }
-@media (min-width: 30.01rem) {
-  dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; }
-  dd { margin: 0; }
-}
-pre { padding: 0.8rem; font-size: 0.85rem; }
-@media print {
-  .scroll { overflow: visible; }
-  .number td, .number tbody th { white-space: normal; }
-  pre { white-space: pre-wrap; }
-}
-"""
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script type="application/json" id="numbers">
-{data}
-</script>
-</body>
-</html>
-"""

@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from banel_pyro.diagnostics.latent_record import LatentReport
 from banel_pyro.diagnostics.spread import density_entropies
+from banel_pyro.diagnostics.stored import is_local, point_masses
 from banel_pyro.inference_data import group
 from banel_pyro.report.calibration_plots import plot_rank_ecdf, plot_ranks
 from banel_pyro.report.canvas import (
@@ -47,7 +49,6 @@ from banel_pyro.report.latent_plots import (
     plot_latent_traversal,
     plot_prior_samples,
 )
-from banel_pyro.report.numbers import is_local, point_masses
 from banel_pyro.report.reference_plots import NEAR_NORMAL, plot_sd_ratio_against_lam
 from banel_pyro.report.spread_plots import MAX_ROWS, plot_spread, plot_spread_against_lam
 from banel_pyro.run import FitResult
@@ -106,7 +107,9 @@ def plot_entropy_per_datum(entropies: Any, *, ax: Axes | None = None) -> Axes:
     """How the entropies of the data points' posteriors are distributed: a histogram for each run, a line at its mean.
 
     Args:
-        entropies: an array (datum) of entropies in nats, an ArviZ object or a FitResult to draw from, or some by label.
+        entropies: an array (datum) of entropies in nats, a
+            :class:`~banel_pyro.diagnostics.latent_record.LatentReport`, an ArviZ object or a FitResult to draw from, or
+            some by label.
         ax: axes to draw on.
 
     Raises:
@@ -248,6 +251,8 @@ def _with_unit(column: str, runs: Sequence[Any]) -> str:
 
 
 def _entropy_of_data(item: Any) -> Array:
+    if isinstance(item, LatentReport):
+        return item.entropies
     idata = posterior_of(item)
     if idata is None:
         return as_array(item, "entropies", ndim=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from html import escape
 from pathlib import Path
@@ -10,7 +9,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from banel_pyro.report import page
+from banel_pyro.report import html, page
 from banel_pyro.report.numbers import readable
 from banel_pyro.report.recommend import Recommendation
 from banel_pyro.report.sweep_numbers import SweepReport, read_sweep
@@ -47,36 +46,35 @@ def render_sweep(report: SweepReport) -> str:
     title = f"{report.name}: which λ?"
     unfinished = f"Not shown, because they have not ended: {', '.join(report.unfinished)}."
     body = [
-        f"<h1>{page.text(title).replace('_', '_<wbr>')}</h1>",
+        f"<h1>{html.text(title).replace('_', '_<wbr>')}</h1>",
         _lede(report.recommendation),
-        *([f"<p>{page.text(unfinished)}</p>"] if report.unfinished else []),
+        *([f"<p>{html.text(unfinished)}</p>"] if report.unfinished else []),
         page.ABOUT,
         '<div class="pictures">',
         *(page.figure(picture) for picture in sweep_pictures(report)),
         "</div>",
         "<h2>The numbers</h2>",
-        page.table(report.text_table(), "number", "The numbers, λ by λ"),
-        *(f'<p class="note">{page.text(note)}</p>' for note in report.notes()),
+        html.table(report.text_table(), "number", "The numbers, λ by λ"),
+        *(f'<p class="note">{html.text(note)}</p>' for note in report.notes()),
         *_failed(report),
         "<h2>Every run</h2>",
         _runs(report),
         "<h2>How this was made</h2>",
-        *([page.box("pre", escape(report.command), "Command line")] if report.command else []),
-        page.table(_made(report), "made", "Settings and versions"),
+        *([html.box("pre", escape(report.command), "Command line")] if report.command else []),
+        html.table(_made(report), "made", "Settings and versions"),
     ]
-    data = json.dumps(report.to_json(), indent=1, allow_nan=False).replace("<", "\\u003c")
-    return page.PAGE.format(title=escape(title), style=page.STYLE, body="\n".join(body), data=data)
+    return html.page(title, body, report.to_json())
 
 
 def _lede(found: Recommendation) -> str:
     head = f"Take {found.label}." if found.label else "No λ is recommended."
     rest = " ".join([found.reason, *found.cautions])
-    return f'<p class="lede"><strong>{page.text(head)}</strong> {page.text(rest)}</p>'
+    return f'<p class="lede"><strong>{html.text(head)}</strong> {html.text(rest)}</p>'
 
 
 def _failed(report: SweepReport) -> list[str]:
     """What the checks have against each λ."""
-    items = [f"<li>{page.text(f'{g.label}: {what}')}</li>" for g in report.groups for what in g.failed]
+    items = [f"<li>{html.text(f'{g.label}: {what}')}</li>" for g in report.groups for what in g.failed]
     return ["<p>What checks have against some:</p>", "<ul>", *items, "</ul>"] if items else []
 
 
@@ -86,15 +84,15 @@ def _runs(report: SweepReport) -> str:
     for group in report.groups:
         for seed, run in group.numbers.items():
             name = run_name(group.name, seed)
-            link = f'<a href="{escape(quote(name))}/report.html">{page.text(f"{group.label}, seed {seed}")}</a>'
+            link = f'<a href="{escape(quote(name))}/report.html">{html.text(f"{group.label}, seed {seed}")}</a>'
             seconds = group.seconds.get(seed, math.nan)
             cells = [readable(run.values["elbo"]), readable(run.values["entropy"]), f"{seconds:.0f} s"]
             rows.append(
-                f'<tr><th scope="row">{link}</th>{"".join(f"<td>{page.text(cell)}</td>" for cell in cells)}</tr>'
+                f'<tr><th scope="row">{link}</th>{"".join(f"<td>{html.text(cell)}</td>" for cell in cells)}</tr>'
             )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("ELBO", "entropy", "training"))
     inside = f"<thead><tr><td></td>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>"
-    return page.box("div", f'<table class="number">\n{inside}</table>', "Every run")
+    return html.box("div", f'<table class="number">\n{inside}</table>', "Every run")
 
 
 def _made(report: SweepReport) -> pd.DataFrame:

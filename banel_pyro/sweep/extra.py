@@ -22,9 +22,10 @@ from pyro import poutine
 from banel_pyro.batches import Rows, transformed
 from banel_pyro.checkpoint import write_whole
 from banel_pyro.diagnostics.decode import prior_samples
+from banel_pyro.diagnostics.stored import is_local
 from banel_pyro.evaluate import iwae_per_datum
 from banel_pyro.inference_data import ArviZ, group, group_names
-from banel_pyro.report.numbers import is_local, run_numbers
+from banel_pyro.report.numbers import run_numbers
 from banel_pyro.run import FitResult, RunFolder
 from banel_pyro.seeding import fork_rng
 from banel_pyro.sweep.checks import checks_of

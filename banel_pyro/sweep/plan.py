@@ -39,8 +39,8 @@ class Sweep:
         batch_size: of the recipe.
         alpha: of the recipe.
         options: of the recipe; what JSON can hold.
-        about: what is known of the pair: ``name``, ``data`` (a hash), whether its model ``learns``, has ``held_out`` rows
-            and only ``local`` latents, and their ``dimensions`` per data point.
+        about: what is known of the pair: ``name``, ``data`` (a hash), whether its model ``learns``, has
+            ``held_out`` rows and only ``local`` latents, and their ``dimensions`` per data point.
     """
 
     pair: str

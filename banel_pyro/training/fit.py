@@ -277,7 +277,7 @@ def report_posterior(result: FitResult, num_samples: int, max_rows: int = 500, m
 
 def _judged_rows(result: FitResult, max_rows: int) -> tuple[Rows, str]:
     """Held-out rows, if every latent is local to a row; else the ELBO is a bound for the training rows only."""
-    from banel_pyro.report.numbers import is_local
+    from banel_pyro.diagnostics.stored import is_local
 
     rows, which = result.held_out, "held-out rows"
     if not rows or not is_local(result.posterior(_first(rows, 2), num_samples=2, groups=())):
