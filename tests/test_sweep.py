@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -235,6 +237,25 @@ def test_two_processes_share_the_runs_and_do_each_once(folder: Path) -> None:
     made = Counter(map(int, (folder / "made.txt").read_text().split()))
     made.pop(os.getpid())  # which rehearsed
     assert sum(made.values()) == 4
+
+
+def test_nobody_takes_a_run_that_another_has_taken(tmp_path: Path) -> None:
+    """SQLite as Optuna uses it hands some runs out twice: of thirty to four at a time, several."""
+    plan = Sweep("a:b", lams_of(",".join(f"{i / 100}" for i in range(10)), None, 1), (0, 1, 2))
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    studies.enqueue(studies.open_study(plan, url, "s", resume=False), plan)
+    start = threading.Barrier(4)
+
+    def take() -> list[int]:
+        mine, study = [], studies.open_study(plan, url, "s", resume=True)
+        start.wait()
+        while "seeds" in (trial := study.ask()).user_attrs:
+            mine.append(trial.number)
+        return mine
+
+    with studies.quiet(), ThreadPoolExecutor(4) as pool:
+        taken = [number for worker in [pool.submit(take) for _ in range(4)] for number in worker.result()]
+    assert sorted(taken) == list(range(30))
 
 
 def test_a_run_goes_to_one_process_only_even_if_it_is_in_the_queue_twice(runs: Path) -> None:

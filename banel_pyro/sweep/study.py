@@ -77,10 +77,13 @@ def _storage(url: str) -> Any:
     try:
         with warnings.catch_warnings():  # Optuna calls signs of life experimental
             warnings.simplefilter("ignore")
-            return storages.RDBStorage(
+            storage = storages.RDBStorage(
                 url, heartbeat_interval=BEAT, grace_period=GRACE, heartbeat_stale_trial_callback=_died,
                 engine_kwargs={"connect_args": {"timeout": GRACE}} if url.startswith("sqlite") else {},
             )  # fmt: skip
+        if storage.engine.dialect.name == "sqlite":
+            _one_at_a_time(storage.engine)
+        return storage
     except ImportError as error:
         raise ModuleNotFoundError(
             f"--storage: the driver of this database is missing ({error}). Install it."
@@ -90,6 +93,26 @@ def _storage(url: str) -> Any:
             f"--storage cannot be opened ({type(error).__name__}: {str(error).splitlines()[0]}). Expected a URL such "
             "as sqlite:///runs/study.db or postgresql+psycopg://user:password@host/database."
         ) from error
+
+
+def _one_at_a_time(engine: Any) -> None:
+    """Let transactions of SQLite lock the database before they read.
+
+    Optuna takes a run by reading that it waits and writing that it is under way. Python's driver begins a transaction
+    with the first write only, so that two processes may read before either writes, and both take the run. This is
+    SQLAlchemy's own recipe against it; see "Serializable isolation" in its documentation of SQLite.
+    """
+    from sqlalchemy import event
+
+    def connect(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+
+    def begin(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin)
+    engine.dispose()  # connections that are open would know nothing of it
 
 
 @contextmanager
