@@ -193,10 +193,12 @@ def test_the_elbo_of_exact_guides_takes_lambda_zero_and_the_lead_is_the_divergen
         runs.append(Candidate(f"λ = {lam:g}", lam, {seed: Estimate(bound, 0.001) for seed in range(3)}))
     found = recommend(runs)
     assert found.label == "λ = 0"
-    lead = paired(runs[2].scores, runs[3].scores)
+    next_best = 0.5 * (1.3 - 1.0 - math.log(1.3))  # T = 1.3: too wide by so much costs less than too narrow, T = 0.7
+    lead = paired(runs[2].scores, runs[1].scores)
     assert lead is not None
-    assert lead.value == pytest.approx(0.5 * (0.7 - 1.0 - math.log(0.7)), abs=1e-9)
-    assert f"over the next, {runs[3].label}" in found.reason
+    assert lead.value == pytest.approx(next_best, abs=1e-9)
+    assert f"by {next_best:.5f}" in found.reason
+    assert "over the next, λ = -0.3" in found.reason
 
 
 @pytest.mark.usefixtures("float64")
