@@ -1,46 +1,47 @@
-"""The command line: ``banel fit`` trains a pair at several λ, ``banel report`` makes their page again."""
+"""The command line: ``banel fit`` trains a pair at several λ, ``sweep`` says which to take, ``report`` shows them."""
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import pandas as pd
-import pyro
-import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 import banel_pyro
-from banel_pyro.batches import as_rows
-from banel_pyro.checks import integer
-from banel_pyro.entropy.renyi import check_order
-from banel_pyro.objectives import BaNEL_ELBO, Objective
-from banel_pyro.objectives.banel import EntropyWeighted
-from banel_pyro.pair import Pair, load_pair
-from banel_pyro.precision import checked_dtype
+from banel_pyro.cli_options import (
+    LR,
+    Alpha,
+    BatchSize,
+    CaptureText,
+    Debug,
+    Draws,
+    Dtype,
+    Epochs,
+    Lr,
+    OnFault,
+    PairPath,
+    Quiet,
+    Resume,
+    Steps,
+    TargetNats,
+    Threads,
+    remember_command,
+    training_options,
+)
+from banel_pyro.inference_data import read_netcdf
+from banel_pyro.pair import load_pair
+from banel_pyro.recipe import Recipe, cpu_threads, lams_of
 from banel_pyro.report import COMMAND, Comparison, write_report
+from banel_pyro.report.console import plain_console, text_cells
 from banel_pyro.report.numbers import notes, text_table
-from banel_pyro.seeding import fork_rng
-from banel_pyro.training.captured import Capture
-from banel_pyro.training.interrupt import INTERRUPTED
+from banel_pyro.sweep.command import show_sweep, sweep
+from banel_pyro.sweep.plan import FILE as SWEEP
 from banel_pyro.training.processes import is_first
+from banel_pyro.training.rollback import FAULTS
 
 __all__ = ["app", "main"]
-
-STEPS = 5000
-"""Steps of a run that is given neither steps nor epochs: 30 seconds for the two runs of the digits."""
-LR = 3e-3
-BATCH, SMALL = 128, 512
-"""Rows per step of data with more than ``SMALL`` rows; smaller data are taken whole."""
 
 EXIT_INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells and typer have it."""
@@ -86,58 +87,30 @@ def _banel(
 
 @app.command()
 def fit(
-    pair: Annotated[
-        str,
-        typer.Argument(
-            metavar="PAIR",
-            help="What to train: module:function, such as models.vae:digits. The function takes no arguments and "
-            "returns a fresh banel_pyro.Pair of model, guide and data. The working directory is on the path.",
-        ),
-    ],
+    pair: PairPath,
     lam: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Entropy weights λ, one run for each, with commas between. λ = 0 is ordinary variational inference, "
-            "λ > 0 narrows the posterior, λ < 0 widens it. For single latent sites: z=0.4+w=0.1."
-        ),
-    ] = "0",
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            help="Order α of the entropy in the penalty: 1 is Shannon's, others Rényi's. It makes no difference for "
-            "normal guides.",
-            show_default="1, or the pair's own",
+            "λ > 0 narrows the posterior, λ < 0 widens it. For single latent sites: z=0.4+w=0.1.",
+            show_default="0, or none with --target-entropy",
         ),
     ] = None,
+    target_entropy: TargetNats = None,
+    alpha: Alpha = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for the results: one folder per λ, and report.html.", show_default="runs/PAIR"),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each run.", show_default=str(STEPS))] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes through the data, in place of --steps.")] = None,
-    batch_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="INTEGER|all",
-            help="Rows of data per step.",
-            show_default=f"all of up to {SMALL} rows, else {BATCH}",
-        ),
-    ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = LR,
+    steps: Steps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = LR,
     seed: Annotated[int, typer.Option(help="Seed of all that is drawn; every λ starts from the same weights.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; one is best for small networks.", min=1)] = 1,
-    dtype: Annotated[
-        str | None,
-        typer.Option(metavar="float32|float64", help="Floating-point type of each run.", show_default="float32"),
-    ] = None,
-    capture: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|yes|no",
-            help="Whether training steps run as one compiled graph, without Pyro: the same numbers to rounding, many "
-            "times as fast for small models. auto: in long runs, where it can be done.",
-        ),
-    ] = "auto",
+    threads: Threads = 1,
+    dtype: Dtype = None,
+    capture: CaptureText = "auto",
+    on_fault: OnFault = "raise",
     accelerator: Annotated[
         str | None,
         typer.Option(
@@ -167,43 +140,32 @@ def fit(
         ),
     ] = None,
     num_nodes: Annotated[int | None, typer.Option(help="Machines.", show_default="1")] = None,
-    draws: Annotated[int, typer.Option(help="Draws from each posterior for the numbers and the page.")] = 500,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the runs in --out stopped.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    draws: Draws = 500,
+    resume: Resume = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Train a pair at each λ, then compare the posteriors in a table and on a page.
 
     Example: banel fit models.vae:digits --lam 0,0.4 --out runs/digits
     """
-    lams = _parse_lams(lam)
-    make = load_pair(pair)
-    if draws < 2:
-        raise ValueError(f"--draws={draws}: expected at least 2.")
-    for option, count in (("--steps", steps), ("--epochs", epochs)):
-        if count is not None:
-            integer(option, count)
-    if steps is None and epochs is None:
-        steps = STEPS
-    if steps is not None and epochs is not None:
-        raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of --epochs and --steps.")
-    folder = out or Path("runs") / pair.replace(":", ".")
-    _check_out(folder, lams, resume=resume)
-    options = {
-        "steps": steps, "epochs": epochs, "lr": lr, "dtype": checked_dtype(dtype), "capture": _capture(capture),
+    options = training_options(steps, epochs, lr, dtype, capture, draws, on_fault) | {
         "accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "precision": precision,
         "num_nodes": num_nodes,
     }  # fmt: skip
-    plan = _Plan(make, batch_size, seed, alpha, options)
-    kept = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
-    with _threads(threads):
+    lams = lams_of(lam, target_entropy, options["steps"])
+    recipe = Recipe(load_pair(pair), batch_size, alpha, options)
+    folder = out or Path("runs") / pair.replace(":", ".")
+    _check_out(folder, lams, resume=resume)
+    kept: dict[str, Any] = {"resume": resume, "posterior_samples": draws, "progress": not quiet and sys.stderr.isatty()}
+    with cpu_threads(threads):
         for value in lams.values():  # a mistake in the last λ is found before the first is trained
-            plan.rehearse(value)
+            recipe.rehearse(value, seed)
         if is_first():
-            _remember_command(folder)
+            remember_command(folder)
         for name, value in lams.items():
             try:
-                plan.run(value, out=folder / name, **kept)
+                recipe.run(value, seed, out=folder / name, **kept)
             except Exception as error:
                 if told := _so_far(folder, name):
                     error.add_note(told)
@@ -212,99 +174,32 @@ def fit(
         _show(write_report(folder), folder)
 
 
+app.command()(sweep)
+
+
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of banel fit, or one run in it.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of fit or sweep, or one run in it.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draws that are taken for the truth, such as those of NUTS: a netCDF file of ArviZ's with the same "
+            "latents. The page then says what the posteriors cover of them.",
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Make report.html again from the files of the runs, and print its table."""
     if not folder.is_dir():
-        raise ValueError(f"'{folder}' is no folder: give the --out of banel fit, or one run in it.")
-    _show(write_report(folder), folder)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How each run is made: only λ and the folder differ between runs."""
-
-    make: Callable[[], Pair]
-    batch_size: str | None
-    seed: int
-    alpha: float | None
-    options: Mapping[str, Any]
-
-    def run(self, lam: float | dict[str, float], **options: Any) -> None:
-        """Train a fresh pair with the first weights that the seed gives, alone with its parameters."""
-        with pyro.get_param_store().scope(), fork_rng(self.seed):
-            pair = self.make()
-            split = pair.split()
-            rows = as_rows(split.train)
-            pair = replace(pair, data=lambda: split, objective=_of_order(self.alpha, pair.objective))
-            batch_size = _batch_size(self.batch_size, len(rows[0]) if rows else 0)
-            result = pair.fit(**{**self.options, "lam": lam, "batch_size": batch_size, "seed": self.seed, **options})
-        if result.stopped == INTERRUPTED:
-            raise KeyboardInterrupt
-
-    def rehearse(self, lam: float | dict[str, float]) -> None:
-        """One step, which goes through all checks and leaves nothing behind."""
-        self.run(lam, steps=1, epochs=None, progress=False, capture=False)
-
-
-def _of_order(alpha: float | None, objective: Objective | None) -> Objective | None:
-    """The pair's own objective with another order of the entropy."""
-    if alpha is None:
-        return objective
-    changed = BaNEL_ELBO() if objective is None else copy(objective)
-    if not isinstance(changed, EntropyWeighted):
-        raise ValueError(f"--alpha={alpha:g}: the pair's own {type(changed).__name__} has no order. Leave --alpha out.")
-    changed.alpha = check_order(alpha)
-    return changed
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _parse_lams(text: str) -> dict[str, float | dict[str, float]]:
-    """λ of each run by the name of its folder."""
-    found: dict[str, float | dict[str, float]] = {}
-    for item in text.split(","):
-        try:
-            parts = [part.partition("=") for part in item.split("+")] if "=" in item else []
-            value = {site.strip(): float(number) for site, _, number in parts} if parts else float(item)
-        except ValueError as error:
-            raise ValueError(
-                f"--lam={text!r}: cannot read {item!r}. Expected numbers with commas between, such as 0,0.4, or for "
-                "single sites z=0.4+w=0.1."
-            ) from error
-        shown = "+".join(f"{s}={v:g}" for s, v in value.items()) if isinstance(value, dict) else f"{value:g}"
-        if f"lam={shown}" in found:
-            raise ValueError(f"--lam={text!r}: {shown} is there twice. Give each λ once.")
-        found[f"lam={shown}"] = value
-    return found
-
-
-def _batch_size(text: str | None, size: int) -> int | None:
-    if text is None:
-        return BATCH if size > SMALL else None
-    if text == "all":
-        return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ValueError(f"--batch-size={text!r}: expected a number of rows, or all.") from error
-
-
-def _capture(text: str) -> Capture:
-    if text not in ("auto", "yes", "no"):
-        raise ValueError(f"--capture={text!r}: expected auto, yes or no.")
-    return "auto" if text == "auto" else text == "yes"
+        raise ValueError(f"'{folder}' is no folder: give the --out of banel fit or sweep, or one run in it.")
+    draws = None if reference is None else read_netcdf(reference)
+    if (folder / SWEEP).exists():
+        if reference is not None:
+            raise ValueError(f"--reference={reference}: not for a sweep. Give one of its runs, a folder in '{folder}'.")
+        show_sweep(folder)
+        return
+    _show(write_report(folder, reference=draws), folder)
 
 
 def _devices(text: str | None) -> int | str | None:
@@ -324,22 +219,14 @@ def _check_out(folder: Path, lams: Mapping[str, Any], *, resume: bool) -> None:
         raise ValueError(f"--out={folder} is a file: choose a new folder.")
     if (folder / "config.json").exists():
         raise ValueError(f"--out={folder} is itself a run: choose a new folder, or the one around it.")
+    if (folder / SWEEP).exists():
+        raise ValueError(f"--out={folder} holds a sweep: choose a new folder, or go on with banel sweep --resume.")
     if any(folder.iterdir()) and not any(folder.glob("*/config.json")) and not (folder / COMMAND).exists():
         raise ValueError(f"--out={folder} holds other files and no runs of banel fit: choose a new or an empty folder.")
     begun = [name for name in lams if (folder / name / "config.json").exists()]
     if begun and not resume:
         held = ", ".join(begun)
         raise ValueError(f"--out={folder} already holds {held}: choose another folder, or go on with --resume.")
-
-
-def _remember_command(folder: Path) -> None:
-    """Keep the command line for the page, once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / COMMAND
-    known = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    command = shlex.join(["banel", *(word for word in sys.argv[1:] if word not in ("--resume", "--quiet", "--debug"))])
-    if command not in known:
-        file.write_text("\n".join([*known, command]) + "\n", encoding="utf-8")
 
 
 def _so_far(folder: Path, name: str) -> str:
@@ -352,34 +239,24 @@ def _so_far(folder: Path, name: str) -> str:
 
 def _show(comparison: Comparison, folder: Path) -> None:
     """Print the table of a report and where its page is."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = plain_console()
     console.print(comparison.name, style="bold")
     cells, count = text_table(comparison.numbers), len(comparison.runs)
     parts = [cells] if count < 3 else [cells.iloc[:, :count], cells.iloc[:, count:]]
     for part in parts:
-        console.print(_table(part))
+        console.print(text_cells(part))
     for note in notes(comparison.numbers):
         console.print(note)
+    console.print(f"Can it be trusted? {', '.join(f'{run.label}: {run.trust.verdict}' for run in comparison.runs)}.")
     if comparison.unfinished:
         console.print(f"Not shown, because they have not ended: {', '.join(comparison.unfinished)}.")
     console.print(f"\nreport: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _table(cells: pd.DataFrame) -> Table:
-    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in cells.columns:
-        table.add_column(str(name), justify="right")
-    for name, row in zip(cells.index, cells.to_numpy(), strict=True):
-        table.add_row(str(name), *row)
-    return table
-
-
 def _message(error: BaseException) -> str:
     """An error in one line."""
     shown = error.format_message() if hasattr(error, "format_message") else str(error)  # the former: wrong usage
-    expected = (ValueError, TypeError, OSError, banel_pyro.NonFiniteError, banel_pyro.CollapseError)
+    expected = (ValueError, TypeError, OSError, *FAULTS)
     if not hasattr(error, "format_message") and not isinstance(error, expected):
         shown = f"{type(error).__name__}: {shown} (--debug shows where)"
     shown = shown.partition("Trace Shapes:")[0]  # which Pyro adds

@@ -36,6 +36,7 @@ DEMOS: dict[str, list[str]] = {
         *("--steps", "200", "--draws", "120", "--lams", "0.4"),
         *("--curve", "0", "0.4", "--curve-steps", "400"),
     ],
+    "targets": ["--steps", "100", "--starts", "0"],
     "tokens": [
         *("--steps", "120", "--seeds", "0", "1", "--weights", "1", "--alphas", "0.5"),
         *("--length", "8", "--particles", "32", "--texts", "100"),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from banel_pyro.terms import Estimate
 if TYPE_CHECKING:
     from banel_pyro.report import Comparison, Run
 
-__all__ = ["findings", "render"]
+__all__ = ["ABOUT", "figure", "findings", "made", "render"]
 
 
 def render(comparison: Comparison) -> str:
@@ -36,9 +36,9 @@ def render(comparison: Comparison) -> str:
         lede(findings(comparison.runs)),
         *([f"<p>{text(unfinished)}</p>"] if comparison.unfinished else []),
         trust_section.summary(comparison.runs),
-        _ABOUT,
+        ABOUT,
         '<div class="pictures">',
-        *(_figure(picture) for picture in pictures(comparison.runs)),
+        *(figure(picture) for picture in pictures(comparison.runs)),
         "</div>",
         *trust_section.section(comparison.runs),
         "<h2>The numbers</h2>",
@@ -94,7 +94,8 @@ def _times(nats: float) -> str:
     return f"{round(math.exp(nats), 1 - math.floor(decades)):,g} times"
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture with its title and caption, as HTML."""
     data = base64.b64encode(picture.svg.encode()).decode()
     kind = "photo" if picture.photo else "chart"
     return (
@@ -110,14 +111,19 @@ def _glossary(terms: Sequence[str]) -> str:
 
 def _provenance(runs: Sequence[Run]) -> pd.DataFrame:
     """What made the runs: one column where they agree, else one for each."""
-    columns = {run.label: _made(run) for run in runs}
+    columns = {run.label: made(run.config, f"{run.numbers.draws}, of {run.numbers.rows}") for run in runs}
     first = next(iter(columns.values()))
     same = all(column == first for column in columns.values())
     return pd.DataFrame({"all runs" if len(runs) > 1 else runs[0].label: first} if same else columns)
 
 
-def _made(run: Run) -> dict[str, str]:
-    config = run.config
+def made(config: Mapping[str, Any], draws: str) -> dict[str, str]:
+    """What made a run.
+
+    Args:
+        config: of the run.
+        draws: how many there are, and of what.
+    """
     rows, versions = config["num_data"], config["versions"]
     batch = "all rows at once" if config["batch_size"] is None else f"{config['batch_size']} rows"
     return {
@@ -125,7 +131,7 @@ def _made(run: Run) -> dict[str, str]:
         "seed": str(config["seed"]),
         "steps": f"{config['steps']}, each of {batch}" if rows else str(config["steps"]),
         "optimiser": f"{config['optim'].rpartition('.')[2]}, learning rate {config['lr']}",
-        "draws": f"{run.numbers.draws}, of {run.numbers.rows}",
+        "draws": draws,
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
 
@@ -133,7 +139,7 @@ def _made(run: Run) -> dict[str, str]:
 _NOTHING = 0.005
 """Nats: a difference between two posteriors below it is none to a reader, however small its standard error."""
 
-_ABOUT = """<p>Training minimised −ELBO + λ · entropy of the posterior. λ = 0 is ordinary variational inference,
+ABOUT = """<p>Training minimised −ELBO + λ · entropy of the posterior. λ = 0 is ordinary variational inference,
 λ &gt; 0 presses the posterior together, λ &lt; 0 spreads it out. Every number below leaves λ out, so that runs can be
 compared.</p>"""
 

@@ -21,7 +21,8 @@ from banel_pyro.report import plots
 if TYPE_CHECKING:
     from banel_pyro.report import Run
 
-__all__ = ["FEW_ROWS", "MAX_LATENTS", "MAX_PREDICTED", "Picture", "pictures", "training_picture"]
+__all__ = ["FEW_ROWS", "MAX_LATENTS", "MAX_PREDICTED", "Picture", "pictures", "predictions_picture", "svg_of"]
+__all__ += ["training_picture"]
 
 MAX_LATENTS = 40
 """Latents that the spread picture shows at most."""
@@ -60,7 +61,7 @@ def pictures(runs: Sequence[Run]) -> list[Picture]:
     """
     histories = {run.label: run.history for run in runs}
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **plots.STYLE}):
-        drawn = [draw(runs) for draw in (_spread, _entropy, _predictions)]
+        drawn = [draw(runs) for draw in (_spread, _entropy, predictions_picture)]
     if all(len(history) for history in histories.values()):  # a run may have been stopped before its first log point
         drawn.insert(0, training_picture(histories, runs[0].config["per"]))
     return [picture for picture in drawn if picture is not None]
@@ -96,7 +97,7 @@ def _training(histories: Mapping[str, pd.DataFrame], per: str) -> Picture:
         f"{', and dots are held-out data' if evaluated else ''}. The first steps lie outside the charts.",
         f"Line charts over the steps of training: {', '.join(panels.values())}. At the end, "
         + _each(last, lambda row: f"ELBO {row['elbo']:.2f}, entropy {row['entropy']:.2f}"),
-        _svg(figure),
+        svg_of(figure),
     )
 
 
@@ -118,7 +119,7 @@ def _spread(runs: Sequence[Run]) -> Picture:
         f"near 0 the latent is known almost exactly.{error}{cut}",
         "A row for each latent with a mark for each run. Width of the posterior as a share of the prior's, "
         + _each(widths, lambda series: f"median {series.median():.2f}, from {series.min():.2f} to {series.max():.2f}"),
-        _svg(figure),
+        svg_of(figure),
     )
 
 
@@ -135,7 +136,7 @@ def _entropy(runs: Sequence[Run]) -> Picture:
         "Upright lines are means.",
         "A histogram for each run of the entropy of a data point's posterior in nats, "
         + _each(entropies, lambda found: f"mean {found.mean():.2f}, from {found.min():.2f} to {found.max():.2f}"),
-        _svg(figure),
+        svg_of(figure),
     )
 
 
@@ -149,11 +150,11 @@ def _entropy_of_sites(runs: Sequence[Run]) -> Picture:
         "smaller. It may be negative.",
         "A row for each latent site with a mark for each run, entropy in nats, "
         + _each(entropies, lambda found: ", ".join(f"{site} {e.value:.2f}" for site, e in found.items())),
-        _svg(figure),
+        svg_of(figure),
     )
 
 
-def _predictions(runs: Sequence[Run]) -> Picture | None:
+def predictions_picture(runs: Sequence[Run]) -> Picture | None:
     """Originals and reconstructions; for data that are no images, observed numbers against predicted ones."""
     site = _predicted_site(runs)
     if site is None:
@@ -191,7 +192,7 @@ def _images(seen: Any, predicted: Mapping[str, Any], side: int) -> Picture:
         "What does the posterior remember?",
         "Data points as the guide saw them; below each, what the model makes of its posterior, averaged over draws.",
         f"{bands * columns} images of {side} by {side} pixels, each above its reconstructions: {', '.join(predicted)}.",
-        _svg(figure),
+        svg_of(figure),
         photo=True,
     )
 
@@ -207,7 +208,7 @@ def _intervals(observed: xr.DataArray, predicted: Mapping[str, Any]) -> Picture:
         f"Black: the first {len(values)} observed numbers. Coloured: where a new one would lie with 90 % probability.",
         f"A row for each of {len(values)} observed numbers with its predicted interval. Inside it lie, "
         + _each(draws, lambda found: f"{_inside(values, found)} of {len(values)}"),
-        _svg(figure),
+        svg_of(figure),
     )
 
 
@@ -233,7 +234,12 @@ def _figure(labels: Iterable[str], height: float) -> Figure:
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def svg_of(figure: Figure) -> str:
+    """A figure as text; the same files make the same page.
+
+    Args:
+        figure: of matplotlib.
+    """
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})  # the same files make the same page
+    figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue()

@@ -1,0 +1,70 @@
+"""What a sweep says while it runs: a line for each run that has ended, and how many remain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from banel_pyro.report import lam_label
+from banel_pyro.report.numbers import TERMS
+from banel_pyro.sweep.extra import score_of
+from banel_pyro.sweep.plan import Sweep
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = ["Told"]
+
+
+class Told:
+    """A callable that says what is new of a study.
+
+    Args:
+        study: of the sweep; what has ended before is not told.
+        sweep: what is to be done.
+        say: gets each line.
+    """
+
+    def __init__(self, study: optuna.Study, sweep: Sweep, say: Callable[[str], Any]) -> None:
+        self._study, self._sweep, self._say = study, sweep, say
+        self.failed: list[str] = []
+        self._seen = {trial.number for trial in self._trials() if trial.state.is_finished()}
+
+    def __call__(self) -> None:
+        """Say what has ended since the last call."""
+        trials = self._trials()
+        ended = sum(trial.state.name == "COMPLETE" for trial in trials)
+        remaining = sum(trial.state.name in ("WAITING", "RUNNING") for trial in trials)
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self._seen:
+                self._seen.add(trial.number)
+                self._tell(trial, f"{ended} of {ended + remaining} ended")
+
+    def _trials(self) -> list[Any]:
+        return [trial for trial in self._study.get_trials(deepcopy=False) if "seeds" in trial.user_attrs]
+
+    def _tell(self, trial: Any, count: str) -> None:
+        attrs = trial.user_attrs
+        seeds = ", ".join(map(str, attrs["seeds"]))
+        run = f"{_label(attrs.get('name', '?'))}, seed{'' if len(attrs['seeds']) == 1 else 's'} {seeds}"
+        if "error" in attrs:
+            self.failed.append(f"{run}: {attrs['error']}")
+            self._say(f"{run}: failed, {attrs['error']}")
+        elif trial.state.name == "COMPLETE":
+            self._say(f"{run}: {self._number(trial.value)}, {attrs.get('seconds', 0.0):.0f} s; {count}")
+
+    def _number(self, value: float) -> str:
+        if self._sweep.trials and self._sweep.target is not None:
+            return f"entropy off by {-value:.3f} nats"
+        score = score_of(self._sweep)
+        return f"{TERMS.get(score, 'held-out predictive density')} {value:.2f}".replace("-", "−")
+
+
+def _label(name: str) -> str:
+    """The name of a run as a reader knows it, such as ``λ = 0.4``."""
+    kind, _, value = name.partition("=")
+    if kind == "lam" and "=" not in value and value:
+        return lam_label({"class": "Constant", "value": float(value)})
+    if kind == "lam":
+        return f"λ of {value.replace('+', ', ').replace('=', ' = ')}"
+    return f"λ for {kind} {value}".replace("-", "−")
