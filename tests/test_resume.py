@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
@@ -478,6 +478,32 @@ def test_a_joint_autoguide_is_loaded(tmp_path: Path) -> None:
         again = outcome(FitResult.load(tmp_path / "run", factory()))
     first = {name: value for name, value in first.items() if not name.startswith("history")}
     assert differing(first, {n: v for n, v in again.items() if not n.startswith("history")}) == []
+
+
+def shared(x: Tensor) -> None:
+    a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+    with pyro.plate("data", N):
+        pyro.sample("x", dist.Normal(a + b * x, 1.0), obs=x)
+
+
+def test_a_weight_under_two_names_is_resumed(tmp_path: Path) -> None:
+    """A flow of Pyro's holds its first weight a second time."""
+
+    def run(steps: int, **options: Any) -> FitResult:
+        with pyro.get_param_store().scope():
+            torch.manual_seed(0)
+            pair = Pair(shared, AutoIAFNormal(shared, num_transforms=2), data=rows)
+            return pair.fit(steps=steps, lr=0.05, seed=0, posterior_samples=0, progress=False, **options)
+
+    whole = run(12, out=tmp_path / "whole")
+    run(7, out=tmp_path / "run")
+    again = run(12, out=tmp_path / "run", resume=True)
+    pairs = zip(whole.guide.parameters(), again.guide.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert whole.history["elbo"].iloc[-1] == again.history["elbo"].iloc[-1]
+    first, second = (RunFolder(tmp_path / name).read_state() for name in ("whole", "run"))
+    assert first["groups"] == second["groups"]
+    assert all(torch.equal(value, second["params"][name]) for name, value in first["params"].items())
 
 
 # The folder

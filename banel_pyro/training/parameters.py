@@ -183,7 +183,8 @@ class Parameters:
             return clones[id(tensor)]
 
         return {
-            "params": {name: cloned(p) for name, p in store._params.items() if p in self._known},
+            # one that modules share has several names in the store, and one here
+            "params": {self._known[p]: cloned(p) for p in store._params.values() if p in self._known},
             "constraints": {name: _saved(store._constraints[name]) for name in later if name in store._params},
             "modules": {name: cloned(tensor) for name, tensor in tensors.items()},
             "owners": {name: self._known[t] for name, t in tensors.items() if self._known.get(t) in later},
@@ -266,7 +267,11 @@ class Parameters:
         """
         store = pyro.get_param_store()
         known = set() if state is None else {*state["params"], *self.names().values()}
-        hidden = {n: (p, store._constraints[n]) for n, p in store._params.items() if state and n not in known}
+        hidden = {
+            n: (p, store._constraints[n])
+            for n, p in store._params.items()
+            if state and n not in known and p not in self._known
+        }
         for name in hidden:
             del store[name]
         try:
