@@ -1,13 +1,16 @@
 """Checkpoints: the last two states of a run, each on the disk whole or not at all, and checked when it is read.
 
 A state is a file of torch's: a zip archive whose every part has a checksum. It is written aside, brought to the disk,
-and renamed; the one before it is kept. Nothing in it is code, and reading it runs none.
+and renamed; the one before it is kept. Nothing in it is code, and reading it runs none: of what a pickle may name,
+torch's ``weights_only=True`` allows more than a state needs, such as a ``bytearray`` of any size.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickletools
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +18,8 @@ from typing import Any
 
 import torch
 
+from banel_pyro.reading import plain_file
+from banel_pyro.states import check_size
 from banel_pyro.training.parameters import safe_constraints
 
 __all__ = ["BEFORE", "NEWEST", "has_checkpoint", "read_checkpoint", "write_checkpoint", "write_whole"]
@@ -38,6 +43,7 @@ def write_whole(file: Path, write: Callable[[Path], Any], *, keep: Path | None =
         keep: where the old one goes, if it is to be kept.
     """
     aside = file.with_name(f".{file.name}.partial")
+    aside.unlink(missing_ok=True)  # it might be a link
     try:
         write(aside)
         _sync(aside)  # on the disk before it gets its name
@@ -81,12 +87,15 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any], version: int) -> No
     write_whole(folder / NEWEST, lambda file: torch.save(content, file), keep=keep)
 
 
-def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
+def read_checkpoint(
+    folder: Path, version: int, check: Callable[[dict[str, Any]], None] | None = None
+) -> dict[str, Any]:
     """The last state that is not damaged, with a warning that names a newer one that is.
 
     Args:
         folder: the run folder.
         version: of the format that is wanted.
+        check: raises a ValueError for a state of that format that is damaged.
 
     Raises:
         ValueError: if there is none, or it is of another format.
@@ -94,7 +103,7 @@ def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
     damaged: list[_DamagedError] = []
     for file in (folder / NEWEST, folder / BEFORE):
         try:
-            state = _read(file)
+            state = _read(file, lambda found: check(found) if check and found.get("format") == version else None)
         except FileNotFoundError:
             continue
         except _DamagedError as error:
@@ -113,7 +122,7 @@ def read_checkpoint(folder: Path, version: int) -> dict[str, Any]:
     raise ValueError(f"'{folder}' has no {NEWEST}: the run stopped before its first checkpoint.")
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """A state, all of its checksums looked at before anything is made of it."""
     try:
         damage = _damage(file)
@@ -123,10 +132,12 @@ def _read(file: Path) -> dict[str, Any]:
             state = torch.load(file, weights_only=True, map_location="cpu")
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
+        check_size(state)
+        check(state)
     except FileNotFoundError:
         raise
     except Exception as error:  # zipfile and torch raise many kinds for a damaged or hostile file
-        line = str(error).strip().partition("\n")[0][:100]
+        line = str(error).strip().partition("\n")[0][:200]
         raise _DamagedError(
             f"'{file}' cannot be read as a state ({type(error).__name__}: {line}): the file is damaged."
         ) from error
@@ -134,14 +145,55 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _damage(file: Path) -> str | None:
-    """What is wrong with the parts of an archive or their checksums; None if nothing is."""
+    """What is wrong with an archive, its parts, their checksums, or what the pickle in it names; None if nothing is."""
     try:
-        with zipfile.ZipFile(file) as archive:
-            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                return "it is compressed, as torch's files never are"
-            bad = archive.testzip()
+        with zipfile.ZipFile(plain_file(file)) as archive:
+            wrong = _wrong_part(archive)
+            bad = None if wrong else archive.testzip()
+            if wrong or bad:
+                return wrong or f"the checksum of {bad} is wrong"
+            return _foreign_name(next(archive.read(n) for n in archive.namelist() if n.endswith("/data.pkl")))
     except FileNotFoundError:
         raise
     except Exception as error:
         return str(error).strip() or type(error).__name__
-    return None if bad is None else f"the checksum of {bad} is wrong"
+
+
+def _wrong_part(archive: zipfile.ZipFile) -> str | None:
+    """What is wrong with the parts of an archive, by what it says of them."""
+    for part in archive.infolist():
+        if part.compress_type != zipfile.ZIP_STORED or part.compress_size != part.file_size:
+            return "it is compressed, as torch's files never are"
+        if part.filename.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", part.filename):
+            return f"its part '{part.filename}' would lie outside of it"
+    pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    return None if len(pickles) == 1 else f"it has {len(pickles)} parts data.pkl, where a state has one"
+
+
+_NAMED = frozenset(
+    {
+        "collections OrderedDict",
+        "collections Counter",  # of schedulers
+        "builtins set",
+        "torch Size",
+        "torch device",
+        "torch.storage UntypedStorage",
+        "torch._utils _rebuild_tensor_v2",
+        "torch._utils _rebuild_parameter",
+        "torch.nn.parameter Parameter",
+    }
+)
+
+
+def _foreign_name(content: bytes) -> str | None:
+    """What a pickle names beyond tensors, numbers, containers and constraints, without running any of it."""
+    ours = {f"{c.__module__} {c.__qualname__}" for c in safe_constraints()} | _NAMED
+    for code, name, _ in pickletools.genops(content):
+        if code.name not in ("GLOBAL", "STACK_GLOBAL", "INST"):
+            continue
+        module, _, item = str(name).partition(" ")
+        a_dtype = module == "torch" and isinstance(getattr(torch, item, None), torch.dtype)
+        a_storage = module == "torch" and item.endswith("Storage")
+        if not (str(name) in ours or a_dtype or a_storage):
+            return f"it names {name}, which is code and nothing that a state holds (UnpicklingError)"
+    return None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from banel_pyro.checks import integer
 from banel_pyro.precision import checked_dtype, dtype_name
 from banel_pyro.recipe import BATCH, SMALL
 from banel_pyro.report import COMMAND
@@ -84,8 +85,13 @@ def training_options(
     """
     if draws < 2:
         raise ValueError(f"--draws={draws}: expected at least 2.")
+    for option, count in (("--steps", steps), ("--epochs", epochs)):
+        if count is not None:
+            integer(option, count)
     if steps is None and epochs is None:
         steps = STEPS
+    if steps is not None and epochs is not None:
+        raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of --epochs and --steps.")
     dtype = dtype_name(checked_dtype(dtype))
     return {"steps": steps, "epochs": epochs, "lr": lr, "dtype": dtype, "capture": capture_of(capture)}
 

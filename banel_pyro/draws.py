@@ -50,6 +50,7 @@ class Table:
         self.points: set[str] = set()
         self.variables: set[str] = set()  # sites and arguments, also of groups that nobody asked for
         self.plates: set[str] = set()
+        self.subsampled: set[str] = {str(plate.name)} if plate.scaled and size != plate.size else set()
         self._arrays: dict[str, dict[str, Array]] = {}
         self._filled: dict[tuple[str, str], set[int]] = {}
 
@@ -113,7 +114,10 @@ class Table:
 
     def note(self, trace: Any, arguments: Sequence[str]) -> None:
         """What the variables and plates of a model are called, whichever groups they end in."""
-        self.plates |= {frame.name for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]}
+        frames = [frame for _, site in sample_sites(trace) for frame in site["cond_indep_stack"]]
+        self.plates |= {frame.name for frame in frames}
+        others = [frame for frame in frames if frame.name != self.plate.name]  # which comes in chunks
+        self.subsampled |= {frame.name for frame in others if frame.full_size not in (None, frame.size)}
         self.variables |= ({name for name, _ in sample_sites(trace)} | set(arguments)) - self.plates
 
     def add_latents(self, group: str, draw: int, trace: Any, index: Tensor) -> None:

@@ -16,10 +16,11 @@ from pyro import poutine
 
 from banel_pyro import summed_out
 from banel_pyro.batches import Rows, minibatches
-from banel_pyro.modules import evaluation_mode
+from banel_pyro.modules import evaluation_mode, modules_of
 from banel_pyro.plates import DataPlate, tell_autoguide
+from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Estimate
-from banel_pyro.traces import check_sites, sample_sites
+from banel_pyro.traces import check_sites, sample_sites, trained_parameters
 
 __all__ = [
     "Arguments",
@@ -33,6 +34,7 @@ __all__ = [
     "held_out_elbo",
     "iwae",
     "iwae_per_datum",
+    "learnt_parameters",
     "mean_estimate",
     "outside",
     "paired_difference",
@@ -146,6 +148,32 @@ def replayed_model(model: Any, guide_trace: Any, batch: Arguments) -> tuple[Any,
     guide_trace.compute_log_prob()
     check_sites(model_trace, guide_trace)
     return model_trace, guide_trace
+
+
+def learnt_parameters(model: Any, guide: Any, rows: Rows, plate: DataPlate, batch_size: int | None = None) -> list[str]:
+    """The parameters of a model, not of its guide, that its density depends on and that training would move.
+
+    However they are held: it is the gradient that is asked. It draws nothing from your generators.
+
+    Args:
+        model: the model.
+        guide: the guide.
+        rows: the data, of which the first chunk is looked at.
+        plate: the data plate.
+        batch_size: rows in memory at a time (all by default).
+
+    Returns:
+        Their names as Pyro knows them, else those of a module that is or owns the model; empty without any.
+    """
+    no_memory = torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing)
+    with fork_rng(0), evaluation_mode(model), no_memory:
+        draw = next(guide_draws(guide, rows, plate, num_samples=1, batch_size=batch_size))
+        with torch.enable_grad(), plate.rows(draw.rows if draw.batch else None):
+            trace, _ = replayed_model(model, draw.trace, draw.batch)
+            if not torch.as_tensor(trace.log_prob_sum()).requires_grad:
+                return []
+    owned = [name for top in modules_of(model) for name, value in top.named_parameters() if value.requires_grad]
+    return sorted(trained_parameters(trace)) or owned or ["a tensor that requires a gradient"]
 
 
 def outside(trace: Any, plate: str | None) -> Any:

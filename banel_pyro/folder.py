@@ -15,14 +15,19 @@ from typing import Any
 import pandas as pd
 
 from banel_pyro.checkpoint import has_checkpoint, read_checkpoint, write_checkpoint, write_whole
-from banel_pyro.checks import seed_number
+from banel_pyro.checks import instance, seed_number
 from banel_pyro.inference_data import ArviZ, arviz_version, read_netcdf, write_netcdf
+from banel_pyro.reading import Field, check_fields, one_of, plain_file, read_json
 from banel_pyro.seeding import draw_seed
+from banel_pyro.states import check_state
 
 __all__ = ["FORMAT", "RunFolder", "run_seed", "versions"]
 
 FORMAT = 3
 """Version of the run folder. A folder of another version is refused."""
+
+MOST_HISTORY = 2**30
+"""Bytes of a history above which it is not read."""
 
 
 def versions() -> dict[str, str]:
@@ -50,6 +55,7 @@ class RunFolder:
             raise ValueError(
                 "resume=True, but out=None: there is no run to go on with. Name its folder: out='runs/mine'."
             )
+        instance("out", out, (str, os.PathLike, type(None)), "the path of a folder. Write out='runs/mine'")
         return None if out is None else RunFolder(Path(out))
 
     def find_state(self, config: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
@@ -95,18 +101,22 @@ class RunFolder:
         Raises:
             ValueError: if the folder holds no run, or one of another version.
         """
+        file = self.path / "config.json"
         try:
-            config: dict[str, Any] = json.loads((self.path / "config.json").read_text())
+            config = read_json(file)
         except FileNotFoundError as error:
             raise ValueError(f"'{self.path}' is no run folder: it has no config.json.") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"'{self.path / 'config.json'}' is not JSON ({error}): the file is damaged.") from error
-        if config.get("format") != FORMAT:
+        check_fields(f"'{file}'", config, {})
+        found = config.get("format")
+        if type(found) is not int or found != FORMAT:
+            versions = config.get("versions")
+            wrote = versions.get("banel_pyro") if isinstance(versions, dict) else None
             raise ValueError(
-                f"'{self.path}' is a run of format {config.get('format')!r}, this version reads format {FORMAT}. Use "
-                f"the version that wrote it: {config.get('versions', {}).get('banel_pyro', 'unknown')}."
+                f"'{self.path}' is a run of format {found!r}, this version reads format {FORMAT}. Use the version that "
+                f"wrote it: {wrote or 'unknown'}."
             )
-        return config
+        check_fields(f"'{file}'", config, _FIELDS)
+        return dict(config)
 
     def read_state(self) -> dict[str, Any]:
         """The last checkpoint that is not damaged. Loads tensors and numbers only, never code.
@@ -114,7 +124,7 @@ class RunFolder:
         Raises:
             ValueError: if there is none, or it is of another version.
         """
-        return read_checkpoint(self.path, FORMAT)
+        return read_checkpoint(self.path, FORMAT, check_state)
 
     def write_state(self, state: dict[str, Any], history: pd.DataFrame) -> None:
         """Write a checkpoint, and the history up to it.
@@ -158,21 +168,33 @@ class RunFolder:
 
     def read_posterior(self) -> ArviZ:
         """The posterior that :meth:`write_posterior` wrote, in memory."""
-        file = self.path / "posterior.nc"
-        if not file.exists():
-            raise ValueError(f"'{self.path}' has no posterior.nc: the run did not end, or posterior_samples was 0.")
-        return read_netcdf(file)
+        try:
+            return read_netcdf(self.path / "posterior.nc")
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"'{self.path}' has no posterior.nc: the run did not end, or posterior_samples was 0."
+            ) from error
 
     def read_history(self) -> pd.DataFrame:
         """The history that :meth:`write_state` wrote, a row per log point."""
+        file = self.path / "history.csv"
         try:
-            return pd.read_csv(self.path / "history.csv")
+            history = pd.read_csv(plain_file(file, most=MOST_HISTORY))
         except pd.errors.EmptyDataError:  # a run that was stopped before its first log point
             return pd.DataFrame()
         except FileNotFoundError as error:
             raise ValueError(
                 f"'{self.path}' has no history.csv: the run stopped before its first checkpoint."
             ) from error
+        except (UnicodeDecodeError, pd.errors.ParserError) as error:
+            raise ValueError(f"'{file}' is no table of numbers ({error}): the file is damaged.") from error
+        texts = [str(name) for name, column in history.items() if not pd.api.types.is_numeric_dtype(column)]
+        if texts or "step" not in history or history["step"].isna().any():
+            raise ValueError(
+                f"'{file}' has columns {list(history)[:20]}, of which {texts[:20]} hold no numbers: expected numbers, "
+                "and 'step' among them. The file is damaged."
+            )
+        return history
 
     def write_report(self, html: str) -> None:
         """Write the page."""
@@ -199,6 +221,31 @@ def run_seed(seed: Any, folder: RunFolder | None, *, resume: bool) -> int:
         return int(folder.read_config()["seed"])
     return draw_seed()
 
+
+def _is_count(least: int) -> Field:
+    return (lambda value: type(value) is int and value >= least), f"a whole number, {least} or more"
+
+
+def _or_none(field: Field) -> Field:
+    return (lambda value: value is None or field[0](value)), f"{field[1]}, or null"
+
+
+_TEXT: Field = (lambda value: isinstance(value, str)), "a text"
+_MAPPING: Field = (lambda value: isinstance(value, dict)), "a mapping"
+_SEED: Field = (lambda value: type(value) is int and 0 <= value < 2**32), "a whole number from 0 to 2³² − 1"
+_FIELDS: dict[str, Field] = {
+    **dict.fromkeys(("name", "data", "objective", "optim"), _TEXT),
+    **dict.fromkeys(("lam", "versions"), _MAPPING),
+    **dict.fromkeys(("steps", "steps_per_epoch", "log_every", "checkpoint_every"), _is_count(1)),
+    **dict.fromkeys(("num_data", "posterior_samples"), _is_count(0)),
+    **dict.fromkeys(("dtype", "default_dtype"), one_of(None, "float32", "float64")),
+    "batch_size": _or_none(_is_count(1)),
+    "data_plate": _or_none(_TEXT),
+    "lr": _or_none((lambda value: type(value) in (int, float) and value > 0, "a positive number")),
+    "per": one_of("datum", "total"),
+    "seed": _SEED,
+}
+"""Of a configuration, what is read again."""
 
 _MAY_DIFFER = {
     "steps",

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import xarray as xr
 
 from banel_pyro.batches import Rows, as_rows, num_rows
-from banel_pyro.checks import integer, seed_number
+from banel_pyro.checks import check_callable, integer, seed_number
 from banel_pyro.draws import WITHOUT_DRAWS, Table
-from banel_pyro.evaluate import Arguments, trace_draws
+from banel_pyro.evaluate import Arguments, learnt_parameters, trace_draws
 from banel_pyro.modules import evaluation_mode
-from banel_pyro.plates import DataPlate, find_data_plate
+from banel_pyro.plates import DataPlate, find_data_plate, one_line
 from banel_pyro.predictive import add_prior, argument_names, predict, predicted_sites, predictive_table
 from banel_pyro.seeding import draw_seed, fork_rng
 from banel_pyro.streams import SiteStreams, rows_at_a_time
@@ -103,7 +105,8 @@ def to_arviz(
 
     Returns:
         The groups that were asked for, with attributes ``data_plate`` (or ""), ``densities`` (JSON: the
-        model's sites by density of the guide), ``point_masses`` (JSON) and versions.
+        model's sites by density of the guide), ``point_masses`` (JSON), ``subsampled`` (JSON: plates of which not all
+        rows are there), ``model_parameters`` (JSON, with ``log_likelihood``: what of the model is learnt) and versions.
 
     Raises:
         ValueError: for unknown groups or dims, coordinates or names of the wrong number, too few draws, or a batch
@@ -123,6 +126,10 @@ def to_arviz(
     """
     rows = as_rows(args, "args")
     size = num_rows(rows)
+    if batch_size is not None:
+        integer("batch_size", batch_size)
+    for side, function in (("model", model), ("guide", guide)):
+        check_callable(side, function, rows)
     first = tuple(row[: batch_size or size] for row in rows)
     with fork_rng(0), evaluation_mode(model, guide):  # looking for the plate runs the model, but not on your stream
         plate = find_data_plate(model, first, size, data_plate, training=False)
@@ -170,6 +177,8 @@ def posterior_of_rows(
                 add_prior(table, model, guide, rows, plate, step, groups)
     if "constant_data" in groups:
         table.add_constants(arguments, rows)
+    if "log_likelihood" in groups:
+        attrs = {**(attrs or {}), "model_parameters": learnt_parameters(model, guide, rows, plate, step)}
     return _arviz(table, {"posterior", "sample_stats", *groups}, coords or {}, attrs or {})
 
 
@@ -210,6 +219,7 @@ def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], 
     arrays = {name: found for name in GROUPS if name in groups and (found := table.arrays(name))}
     _check_coords(coords, table.sizes(arrays), table.plates.union(*table.names.values()))
     about = {"data_plate": table.plate.name or "", "densities": table.densities, "point_masses": sorted(table.points)}
+    about["subsampled"] = sorted(table.subsampled)
     versions = {name: version(name) for name in ("banel_pyro", "pyro-ppl", "torch")} | arviz_version()
     plain = {
         "created_at": datetime.now(UTC).isoformat(),
@@ -274,7 +284,15 @@ def group_names(idata: ArviZ) -> tuple[str, ...]:
 
     Args:
         idata: from :func:`to_arviz`.
+
+    Raises:
+        TypeError: if it is no ArviZ object.
     """
+    if not (hasattr(idata, "groups") and hasattr(idata, "attrs")) or isinstance(idata, xr.Dataset):
+        raise TypeError(
+            f"idata is a {type(idata).__name__}: expected what to_arviz returns, an InferenceData or a DataTree with "
+            "groups such as 'posterior'."
+        )
     return tuple(idata.children if isinstance(idata, xr.DataTree) else idata.groups())
 
 
@@ -286,8 +304,13 @@ def group(idata: ArviZ, name: str) -> xr.Dataset:
         name: of the group.
 
     Raises:
-        KeyError: if there is no such group.
+        TypeError: if it is no ArviZ object.
+        ValueError: if there is no such group.
     """
+    if name not in group_names(idata):
+        raise ValueError(
+            f"idata has no group '{name}', only {list(group_names(idata))}: draw with groups=('{name}', ...)."
+        )
     found: Any = idata[name]
     dataset: xr.Dataset = found.to_dataset() if isinstance(idata, xr.DataTree) else found
     return dataset
@@ -322,10 +345,36 @@ def write_netcdf(idata: ArviZ, file: str | PathLike[str]) -> None:
 def read_netcdf(file: str | PathLike[str]) -> ArviZ:
     """What :func:`write_netcdf` or ArviZ wrote, in memory: the file may be replaced afterwards.
 
+    The file may come from others: what leads out of it, or claims much more than it holds, is refused before it is
+    read (:mod:`banel_pyro.hdf5`).
+
     Args:
         file: its path.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or is no such file.
     """
-    found = xr.open_groups(str(file), engine="h5netcdf")
+    from banel_pyro.hdf5 import check_hdf5  # h5py is heavy to import
+
+    path = Path(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what xarray makes of a damaged file
+            check_hdf5(path)
+            return _read_groups(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # HDF5, h5netcdf and xarray raise many kinds for a damaged file
+        raise ValueError(
+            f"'{path}' cannot be read as netCDF ({type(error).__name__}: {one_line(error)[:200]}): the file is "
+            "damaged, or none that to_arviz or ArviZ wrote. In a run folder, delete it: the same call with resume=True "
+            "draws it anew."
+        ) from error
+
+
+def _read_groups(path: Path) -> ArviZ:
+    found = xr.open_groups(path, engine="h5netcdf")
     try:
         datasets = {name.strip("/"): data.load() for name, data in found.items()}
         return from_datasets(datasets, datasets.pop("", xr.Dataset()).attrs)

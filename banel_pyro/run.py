@@ -93,7 +93,7 @@ class FitResult:
             ValueError: for rows that the guide says nothing about, or options that are out of range.
         """
         with self.scope(), fork_rng(self.config["seed"] if seed is None else seed_number(seed)):
-            rows = transformed(self.rows, self.transform) if data is None else self._checked(as_rows(data))
+            rows = transformed(self.rows, self.transform) if data is None else self.checked(as_rows(data))
             attrs = {name: self.config[name] for name in ("lam", "objective", "seed")}
             return posterior_of_rows(
                 self.model, self.guide, rows, self.plate, num_samples=num_samples, groups=groups, batch_size=batch_size,
@@ -135,14 +135,14 @@ class FitResult:
                 unknown sites, None where the pair does not take it, or options that are out of range.
         """
         with self.scope(), fork_rng(self.config["seed"] if seed is None else seed_number(seed)):
-            rows = transformed(self.rows, self.transform) if data is None else self._checked(as_arguments(data))
+            rows = transformed(self.rows, self.transform) if data is None else self.checked(as_arguments(data))
             attrs = {name: self.config[name] for name in ("lam", "objective", "seed")}
             return predictive_of_rows(
                 self.model, self.guide, rows, self.plate, num_samples=num_samples, sites=sites, batch_size=batch_size,
                 coords=coords, dims=dims, attrs=attrs,
             )  # fmt: skip
 
-    def _checked(self, rows: tuple[AnyRow, ...]) -> tuple[AnyRow, ...]:
+    def checked(self, rows: tuple[AnyRow, ...]) -> tuple[AnyRow, ...]:
         """New rows in the run's type; refused if unlike the training data, or if the guide says nothing about them."""
         dtype = checked_dtype(self.config["dtype"])
         rows = tuple(row if row is None else cast_rows((row,), dtype)[0] for row in rows)

@@ -59,7 +59,11 @@ def _number(label: str, value: Any, kind: str = "number") -> float:
     holds, expected, remedy = _KINDS[kind]
     if isinstance(value, bool) or not isinstance(value, Real):
         _refuse(label, value, "a number", "write an int or a float", TypeError)
-    if not holds(number := float(value)):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not holds(number):
         _refuse(label, value, expected, remedy)
     return int(number) if holds is _is_count else number
 

@@ -35,6 +35,7 @@ __all__ = [
     "plate_shape",
     "refuse_enumerated",
     "sample_sites",
+    "trained_parameters",
     "unscaled_log_prob",
 ]
 
@@ -45,6 +46,12 @@ Stack: TypeAlias = tuple[Any, ...]
 def sample_sites(trace: Any) -> Iterator[tuple[str, Site]]:
     """The ``pyro.sample`` sites of a trace as (name, site), in the order in which they ran."""
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def trained_parameters(trace: Any) -> list[str]:
+    """The parameters of a model that training would move, by the names that Pyro knows them by."""
+    found = [(str(name), site["value"]) for name, site in trace.nodes.items() if site["type"] == "param"]
+    return [name for name, value in found if getattr(value, "unconstrained", lambda value=value: value)().requires_grad]
 
 
 WRAPPERS = (IndependentDistribution, dist.ExpandedDistribution, dist.MaskedDistribution)

@@ -26,8 +26,16 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from banel_pyro import FitResult, Pair, spread
-from banel_pyro.diagnostics import calibrate, compare, kl_per_dimension, latent_traversal, nuts_reference, prior_samples
+from banel_pyro import FitResult, Pair, spread, to_arviz
+from banel_pyro.diagnostics import (
+    calibrate,
+    compare,
+    kl_per_dimension,
+    latent_traversal,
+    nuts_reference,
+    posterior_predictive_check,
+    prior_samples,
+)
 from banel_pyro.inference_data import group
 from banel_pyro.report import plots
 from models import data, eight_schools, normal_normal, vae
@@ -118,6 +126,20 @@ def of_calibrations(args: argparse.Namespace) -> dict[str, Any]:
     return {"ranks": plots.plot_ranks(found, "density"), "rank_ecdf": plots.plot_rank_ecdf(found, "density")}
 
 
+def of_the_earth(args: argparse.Namespace) -> dict[str, Any]:
+    """Statistics of replicated measurements around those of the measurements, at two lambda."""
+    groups, checks = ["posterior_predictive", "observed_data"], {}
+    for lam in (0.0, 0.75):
+        pair = normal_normal.pair()
+        with pyro.get_param_store().scope():
+            put_optimum(pair, lam=lam)
+            draws = to_arviz(
+                pair.model, pair.guide, data.earth_density(), num_samples=args.draws, groups=groups, seed=args.seed
+            )
+        checks[f"λ = {lam:g}"] = posterior_predictive_check(draws)
+    return {"predictive_check": plots.plot_predictive_check(checks)}
+
+
 def put_optimum(pair: Pair, *, lam: float) -> None:
     """Where training would end, which is known here: hundreds of fits would take minutes."""
     x = pair.data() if pair.data is not None else ()
@@ -154,7 +176,8 @@ def main(args: argparse.Namespace) -> None:
     matplotlib.use("Agg")  # files only: no window, with a screen or without
     torch.set_num_threads(1)  # a step is a millisecond: a second thread mostly waits
     results = {f"λ = {lam:g}": digits(lam, 8, args) for lam in (0.0, 0.4)}
-    save(of_the_digits(results, args) | of_the_plane(args) | of_the_schools(args) | of_calibrations(args), args.out)
+    known = of_calibrations(args) | of_the_earth(args)
+    save(of_the_digits(results, args) | of_the_plane(args) | of_the_schools(args) | known, args.out)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

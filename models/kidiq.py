@@ -56,8 +56,8 @@ def model(mother: Tensor, score: Tensor) -> None:
 
 def _scores(mother: Tensor, score: Tensor, beta: Tensor, sigma: Tensor) -> None:
     with pyro.plate("data", NUM_CHILDREN):
-        mean = beta[..., :1] + (mother * beta[..., None, 1:]).sum(-1)
-        pyro.sample("score", dist.Normal(mean, sigma[..., None]), obs=score)
+        mean = beta[..., 0] + (mother * beta[..., 1:]).sum(-1)
+        pyro.sample("score", dist.Normal(mean, sigma), obs=score)
 
 
 def raw() -> Pair:

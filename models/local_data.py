@@ -72,7 +72,7 @@ def read_idx(path: Path, *, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         LeCun, Cortes, Burges, "The MNIST database of handwritten digits" (1998).
     """
     path = _found(path, path.with_name(f"{path.name}.gz"))
-    content = _unpacked(path)
+    content = _unpacked(path, most=2 * math.prod(shape) + 2**20)
     sizes = _idx_sizes(path, content, len(shape))
     start, count = 4 + 4 * len(sizes), math.prod(sizes)
     if len(content) - start != count:
@@ -161,17 +161,20 @@ def _parsed(path: Path, kind: str, parse: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _unpacked(path: Path) -> bytes:
-    """The bytes of a file; unpacked if they are gzip's, whatever the file is called."""
-    content = path.read_bytes()
-    if not content.startswith(GZIP_START):
-        return content
+def _unpacked(path: Path, *, most: int) -> bytes:
+    """The bytes of a file, at most so many; unpacked if they are gzip's, whatever the file is called."""
     try:
-        return gzip.decompress(content)
+        with path.open("rb") as file:
+            packed = file.read(len(GZIP_START)) == GZIP_START
+        with gzip.open(path) if packed else path.open("rb") as file:
+            content = file.read(most + 1)
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(
-            f"{str(path)!r} is a damaged gzip file of {len(content)} bytes ({error}). Download it again"
+            f"{str(path)!r} is a damaged gzip file of {path.stat().st_size} bytes ({error}). Download it again"
         ) from error
+    if len(content) > most:
+        raise ValueError(f"{str(path)!r} has more than {most} bytes, much more than expected. Download it again")
+    return content
 
 
 def _idx_sizes(path: Path, content: bytes, dims: int) -> tuple[int, ...]:

@@ -9,8 +9,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from banel_pyro.diagnostics import aggregate, corrected, psis, reference, row_posteriors, weighted
-from tests import test_importance, test_latent_report, test_reference
+from banel_pyro.diagnostics import (
+    aggregate,
+    corrected,
+    held_out,
+    predictive_check,
+    psis,
+    reference,
+    row_posteriors,
+    weighted,
+)
+from banel_pyro.evaluate import iwae_per_datum
+from tests import (
+    test_held_out,
+    test_importance,
+    test_latent_report,
+    test_loo,
+    test_predictive_check,
+    test_reference,
+)
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -65,6 +82,37 @@ def marginals_of_each_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(import_module("banel_pyro.diagnostics.latent_report"), "decompose", broken)
 
 
+def loo_of_the_guide(patch: pytest.MonkeyPatch) -> None:
+    """Rows leave the guide, which is taken for the posterior: log p - log q is missing."""
+    patch.setattr(test_loo.LOO, "_log_ratios", lambda log_lik, log_w: -log_lik)
+
+
+def loo_correction_turned_round(patch: pytest.MonkeyPatch) -> None:
+    """log q - log p."""
+    patch.setattr(test_loo.LOO, "_log_ratios", lambda log_lik, log_w: -log_w[:, None] - log_lik)
+
+
+def loo_keeps_the_row(patch: pytest.MonkeyPatch) -> None:
+    """The row counts twice instead of not at all."""
+    patch.setattr(test_loo.LOO, "_log_ratios", lambda log_lik, log_w: log_w[:, None] + log_lik)
+
+
+def mean_log_for_log_mean(patch: pytest.MonkeyPatch) -> None:
+    """The held-out score is the expected log likelihood, which is below the predictive density."""
+    patch.setattr(held_out, "iwae_per_datum", lambda log_lik: log_lik.mean(axis=0))
+
+
+def held_out_is_reweighted(patch: pytest.MonkeyPatch) -> None:
+    """The score is that of a colder guide than the one that drew."""
+    patch.setattr(held_out, "iwae_per_datum", lambda log_lik: iwae_per_datum(2 * log_lik) - iwae_per_datum(log_lik))
+
+
+def ties_do_not_count(patch: pytest.MonkeyPatch) -> None:
+    """p without the half of those that are equal."""
+    original = predictive_check.mean_estimate
+    patch.setattr(predictive_check, "mean_estimate", lambda share: original(np.floor(share)))
+
+
 MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "one weight for all rows": (
         one_weight_for_all_rows,
@@ -92,4 +140,25 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
         marginals_of_each_row,
         test_latent_report.test_measures_are_those_of_quadrature_within_their_errors,
     ),
+    "LOO of the guide": (
+        loo_of_the_guide,
+        partial(test_loo.test_loo_is_that_of_the_exact_posterior_at_every_lambda, 0.5),
+    ),
+    "LOO correction turned round": (
+        loo_correction_turned_round,
+        partial(test_loo.test_loo_is_that_of_the_exact_posterior_at_every_lambda, 0.3),
+    ),
+    "LOO keeps the row": (
+        loo_keeps_the_row,
+        partial(test_loo.test_loo_is_that_of_the_exact_posterior_at_every_lambda, 0.0),
+    ),
+    "mean of logs for log of mean": (
+        mean_log_for_log_mean,
+        partial(test_held_out.test_the_held_out_density_of_a_normal_guide_is_exact, -1.0, None),
+    ),
+    "held-out draws weighted": (
+        held_out_is_reweighted,
+        partial(test_held_out.test_the_held_out_density_of_a_normal_guide_is_exact, -1.0, None),
+    ),
+    "ties do not count": (ties_do_not_count, test_predictive_check.test_ties_count_half),
 }

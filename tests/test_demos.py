@@ -1,6 +1,7 @@
 """Every demo runs, at a small size: the flags here may only shrink sizes, never leave a step out."""
 
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +33,10 @@ DEMOS: dict[str, list[str]] = {
     "quickstart": ["--steps", "200", "--draws", "100"],
     "speed": ["--quick"],
     "targets": ["--steps", "100", "--starts", "0"],
+    "trust": [
+        *("--steps", "200", "--draws", "120", "--lams", "0.4"),
+        *("--curve", "0", "0.4", "--curve-steps", "400"),
+    ],
     "tokens": [
         *("--steps", "120", "--seeds", "0", "1", "--weights", "1", "--alphas", "0.5"),
         *("--length", "8", "--particles", "32", "--texts", "100"),
@@ -49,6 +54,7 @@ PICTURES = {
     "quickstart": {"quickstart.png"},
     "speed": {"speed.png"},
     "tokens": {"tokens.png"},
+    "trust": {"coverage.png"},
 }
 
 
@@ -161,6 +167,18 @@ def bonus_cures_repetition(printed: str) -> None:
     assert text["entropy"] < 5
 
 
+def no_narrow_guide_is_green(printed: str) -> None:
+    """Verdicts agree with the reference, and the corrected coverage with the exact one of the fitted guide."""
+    found = pd.read_csv("runs/trust/coverage.csv")
+    assert (found["corrected"] - found["of the guide"]).abs().max() < 0.1
+    if not os.environ.get("BANEL_DATA"):
+        pytest.skip("BANEL_DATA is not set")
+    table = pd.read_csv("runs/trust/references.csv")
+    assert len(table) == 7
+    assert table.loc[table["covers, by NUTS"] < 0.9, "verdict"].isin(["amber", "red"]).all()
+    assert "cover less than 90 %: none." in printed
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
     "bandit": policies_reach_the_optimum,
     "bare_svi": says_exact,
@@ -171,6 +189,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "modes": modes_survive_where_they_should,
     "speed": numbers_are_complete,
     "tokens": bonus_cures_repetition,
+    "trust": no_narrow_guide_is_green,
 }
 
 

@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
 from banel_pyro import Estimate, FitResult, spread
-from banel_pyro.diagnostics import Calibration
+from banel_pyro.diagnostics import Calibration, PredictiveCheck
 from banel_pyro.diagnostics.latent import kl_per_dimension
 from banel_pyro.report import plots
 from models import data, eight_schools, vae
@@ -97,6 +97,11 @@ RANKED = Calibration(
     seconds=1.0,
 )
 
+CHECK = PredictiveCheck(
+    pd.DataFrame({"observed": [0.2, 4.0], "sd": [0.3, 3.0], "p_value": [0.8, 0.6]}, index=["mean", "max"]),
+    pd.DataFrame(DRAWS, columns=["mean", "max"]),
+)
+
 SINGLE: dict[str, Callable[..., Axes]] = {
     "terms": lambda **where: plots.plot_terms({"a": HISTORY, "b": HISTORY + 1}, held_out="val_elbo", **where),
     "spread": lambda **where: plots.plot_spread({"a": WIDTHS, "b": WIDTHS / 2}, **where),
@@ -107,6 +112,7 @@ SINGLE: dict[str, Callable[..., Axes]] = {
     "latent_scatter": lambda **where: plots.plot_latent_scatter(POINTS, [1, 2, 2], **where),
     "sd_ratio_against_lam": lambda **where: plots.plot_sd_ratio_against_lam(COMPARISONS, **where),
     "ranks": lambda **where: plots.plot_ranks({"a": RANKED, "b": RANKED}, "z[1]", **where),
+    "predictive_check": lambda **where: plots.plot_predictive_check({"a": CHECK, "b": CHECK}, **where),
     "rank_ecdf": lambda **where: plots.plot_rank_ecdf({"a": RANKED, "b": RANKED}, "z[1]", **where),
     "spread_against_lam": lambda **where: plots.plot_spread_against_lam(SPREADS, **where),
 }

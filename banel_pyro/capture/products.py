@@ -153,6 +153,8 @@ def _remembered(key: str, measure: Callable[[], str]) -> str:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
         known = {}
+    if not isinstance(known, dict) or not isinstance(known.setdefault(machine, {}), dict):
+        known = {}
     found = known.get(machine, {}).get(key)
     if found not in ("torch", "onednn"):
         found = known.setdefault(machine, {})[key] = measure()

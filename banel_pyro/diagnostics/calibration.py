@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 from banel_pyro.batches import data_hash
-from banel_pyro.checks import integer, seed_number
+from banel_pyro.checks import instance, integer, seed_number
 from banel_pyro.diagnostics.calibrated import Calibration
 from banel_pyro.diagnostics.simulation_folder import SimulationFolder
 from banel_pyro.diagnostics.simulator import Fit, Recipe, Record, SamePair, Simulator
@@ -97,6 +97,7 @@ def calibrate(
     """
     num_simulations = integer("num_simulations", num_simulations, 10)
     workers = integer("workers", workers)
+    instance("out", out, (str, os.PathLike, type(None)), "the path of a folder. Write out='runs/calibration'")
     folder = None if out is None else SimulationFolder(Path(out))
     if folder is None and resume:
         raise ValueError("resume=True, but out=None: name the folder to go on with, such as out='runs/calibration'.")
@@ -195,7 +196,7 @@ def _checked_options(options: Mapping[str, Any], fit: Fit | None) -> dict[str, A
 
 
 def _names(sites: Any) -> tuple[str, ...]:
-    if isinstance(sites, str) or not all(isinstance(name, str) for name in sites):
+    if isinstance(sites, str) or not isinstance(sites, Iterable) or not all(isinstance(name, str) for name in sites):
         raise TypeError(f"sites={sites!r}: expected a list of names. Write sites=['mu'], for instance.")
     return tuple(sites)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from banel_pyro.batches import Rows, as_rows, num_rows
-from banel_pyro.checks import integer
+from banel_pyro.checks import check_callable, integer
 from banel_pyro.evaluate import Draw, mean_estimate, trace_draws
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.plates import DataPlate, find_data_plate
@@ -96,6 +96,10 @@ def kl_per_dimension(
 def data_plate_of(pair: tuple[Any, ...], rows: Rows, batch_size: int | None, name: str | None) -> DataPlate:
     """The plate over data points of a model, which is the first of the pair."""
     size = num_rows(rows)
+    if batch_size is not None:
+        integer("batch_size", batch_size)
+    for side, function in zip(("model", "guide"), pair, strict=False):
+        check_callable(side, function, rows)
     first = tuple(row[: batch_size or size] for row in rows)
     with fork_rng(0), evaluation_mode(*pair):  # looking for the plate runs the model, but not on your stream
         return find_data_plate(pair[0], first, size, name, training=False)

@@ -68,7 +68,11 @@ def compare(idata: ArviZ, reference: ArviZ, *, var_names: Sequence[str] | None =
     rows: dict[str, dict[str, float]] = {}
     for name in _checked_names(ours, theirs, var_names):
         guide = ours[name]
-        columns = _columns(_flat(guide), _flat(theirs[name]), _flat(prior[name]) if name in prior else None)
+        columns = _columns(
+            _flat(guide, f"'{name}' of the draws"),
+            _flat(theirs[name], f"'{name}' of the reference"),
+            _flat(prior[name], f"'{name}' of the prior") if name in prior else None,
+        )
         dims, shape = guide.dims[2:], guide.shape[2:]
         coords = {dim: guide[dim] for dim in dims}
         table = xr.Dataset({c: (dims, values.reshape(shape)) for c, values in columns.items()}, coords=coords)
@@ -76,9 +80,16 @@ def compare(idata: ArviZ, reference: ArviZ, *, var_names: Sequence[str] | None =
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _flat(draws: xr.DataArray) -> Array:
+def _flat(draws: xr.DataArray, what: str) -> Array:
     """Draws (chain, draw, number)."""
+    sizes = draws.sizes
+    if not {"chain", "draw"} <= sizes.keys() or draws.dtype.kind not in "biuf" or sizes["chain"] * sizes["draw"] < 4:
+        raise ValueError(
+            f"{what} is {draws.dtype} of {dict(sizes)}: expected numbers with dims chain and draw, at least 4 draws."
+        )
     values = draws.transpose("chain", "draw", ...).to_numpy().astype(float)
+    if wrong := int((~np.isfinite(values)).sum()):
+        raise ValueError(f"{what}: {wrong} of {values.size} draws are NaN or infinite: expected finite numbers.")
     return values.reshape(*values.shape[:2], -1)
 
 

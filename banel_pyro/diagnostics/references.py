@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import zipfile
@@ -20,7 +21,7 @@ from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
 from banel_pyro.batches import Rows, as_rows, num_rows
-from banel_pyro.checks import integer, seed_number
+from banel_pyro.checks import integer, probability, seed_number
 from banel_pyro.diagnostics.latent import data_plate_of
 from banel_pyro.draws import Table
 from banel_pyro.inference_data import ArviZ, from_datasets
@@ -42,6 +43,9 @@ MAX_R_HAT = 1.01
 
 MOST_BYTES = 2**30
 """The largest file of draws that is unpacked."""
+
+LEAST_BYTES, GROWS = 2**26, 20
+"""Nor is one of more than so many bytes that is also so many times as large as it is packed: numbers are not."""
 
 # ---- NUTS ----------------------------------------------------------------------------------------
 
@@ -80,8 +84,9 @@ def nuts_reference(
     for name, value, least in (("num_samples", num_samples, 4), ("warmup_steps", warmup_steps, 1)):
         integer(name, value, least)
     integer("num_chains", num_chains, 2)
-    if not 0 < target_accept < 1:
-        raise ValueError(f"target_accept={target_accept!r}: expected a probability between 0 and 1, such as 0.8.")
+    probability("target_accept", target_accept)
+    if not (hasattr(pair, "model") and hasattr(pair, "guide")):
+        raise TypeError(f"pair is a {type(pair).__name__}: expected a Pair, or a FitResult for its trained model.")
     scope = getattr(pair, "scope", nullcontext)
     with scope(), nullcontext() if seed is None else fork_rng(seed_number(seed)):
         rows = as_rows(data) if data is not None else _rows_of(pair)
@@ -200,11 +205,12 @@ def posteriordb_draws(name: str, *, folder: str | os.PathLike[str] | None = None
     try:
         with zipfile.ZipFile(file) as archive:
             inside = archive.getinfo(f"{name}.json")
-            if inside.file_size > MOST_BYTES:
-                raise ValueError(f"its content has {inside.file_size} bytes, more than {MOST_BYTES}")
+            most = min(MOST_BYTES, max(LEAST_BYTES, GROWS * inside.compress_size))
+            if inside.file_size > most:
+                raise ValueError(f"its content has {inside.file_size} bytes, more than {most}")
             chains = json.loads(archive.read(inside))
         arrays = _arrays(chains)
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError, EOFError) as error:
+    except Exception as error:  # zipfile, zlib, json and what is no list or mapping raise many kinds
         raise ValueError(
             f"'{file}' holds no reference draws ({type(error).__name__}: {error}): expected '{name}.json' in it, a "
             "list of chains of draws by parameter. Download it from posteriordb again."
@@ -245,11 +251,12 @@ def _arrays(chains: list[dict[str, list[float]]]) -> dict[str, NDArray[np.float6
     found: dict[str, NDArray[np.float64]] = {}
     for name, labels in places.items():
         shape = tuple(max(along) + 1 for along in zip(*labels, strict=True))
-        draws = {place: np.array([chain[label] for chain in chains], dtype=float) for place, label in labels.items()}
-        found[name] = np.full((*next(iter(draws.values())).shape, *shape), np.nan)
-        for place, values in draws.items():
-            where: Any = (..., *place)
-            found[name][where] = values
-        if np.isnan(found[name]).any():
-            raise ValueError(f"'{name}' of shape {shape} lacks elements or has draws that are no numbers")
+        if math.prod(shape) != len(labels) or any(number < 0 for place in labels for number in place):
+            raise ValueError(f"'{name}' of shape {shape} lacks elements")
+        draws = np.array([[chain[label] for chain in chains] for _, label in sorted(labels.items())], dtype=float)
+        if draws.ndim != 3 or not draws.size or not np.isfinite(draws).all():
+            raise ValueError(
+                f"'{name}' has draws that are no numbers: shape {draws.shape[1:]}, expected chains of them"
+            )
+        found[name] = np.moveaxis(draws, 0, -1).reshape(*draws.shape[1:], *shape)
     return found

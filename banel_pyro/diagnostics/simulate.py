@@ -20,7 +20,7 @@ from banel_pyro.plates import DataPlate, one_line
 from banel_pyro.predictive import argument_names, predict
 from banel_pyro.traces import Site, base_distribution, sample_sites, unscaled_log_prob
 
-__all__ = ["Simulation", "check_drawable", "simulate", "trained_parameters"]
+__all__ = ["Simulation", "check_drawable", "simulate"]
 
 
 class Simulation(NamedTuple):
@@ -77,12 +77,6 @@ def check_drawable(model: Any, rows: Rows) -> None:
     nowhere = DataPlate(None, len(rows[0]) if rows else 0, scaled=False)
     with evaluation_mode(model), _Drawable(), _told():
         predict(model, rows, poutine.Trace(), nowhere, torch.arange(nowhere.size))
-
-
-def trained_parameters(trace: Any) -> list[str]:
-    """The parameters of a model that training would move, by the names that Pyro knows them by."""
-    found = [(str(name), site["value"]) for name, site in trace.nodes.items() if site["type"] == "param"]
-    return [name for name, value in found if getattr(value, "unconstrained", lambda value=value: value)().requires_grad]
 
 
 class _Drawable(Messenger):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import numpy as np
 
 from banel_pyro.diagnostics.simulator import Record
 from banel_pyro.folder import RunFolder
+from banel_pyro.reading import Field, check_fields, plain_file, read_json
 
 __all__ = ["SimulationFolder"]
 
 CONFIG, LINES = "calibration.json", "simulations.jsonl"
+MOST_LINES = 2**30
+"""Bytes of simulations above which they are not read."""
 FORMAT = 1
 _MAY_DIFFER = {"versions", "created"}
 
@@ -45,12 +49,10 @@ class SimulationFolder:
             if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
                 raise ValueError(f"out='{self.path}' exists and holds no calibration: choose a new or an empty folder.")
             return None
-        try:
-            found = json.loads(file.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"'{file}' is not JSON ({error}): the file is damaged.") from error
+        found = read_json(file)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"'{file}' is no configuration of format {FORMAT}, which this version reads.")
+        check_fields(f"'{file}'", found, _FIELDS)
         return found
 
     def check(self, *, resume: bool) -> None:
@@ -94,13 +96,13 @@ class SimulationFolder:
         """Write one simulation."""
         ranks = {name: rank.ravel().tolist() for name, rank in record.ranks.items()}
         line = {"simulation": record.number, "seconds": round(record.seconds, 3), "ranks": ranks}
-        with (self.path / LINES).open("ab") as file:
+        with _lines(self.path).open("ab") as file:
             file.write(json.dumps({**line, "failed": record.failed}).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _read(self, sites: Mapping[str, Mapping[str, Any]]) -> dict[int, Record]:
-        file = self.path / LINES
+        file = _lines(self.path)
         if not file.exists():
             return {}
         content = file.read_bytes()
@@ -112,13 +114,33 @@ class SimulationFolder:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 record = _record(json.loads(line), sites)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise ValueError(
                     f"'{file}', line {number} is no simulation ({type(error).__name__}: {error}): the file is damaged. "
                     "Delete the line, and its simulation is made again."
                 ) from error
             found.setdefault(record.number, record)
         return found
+
+
+def _lines(folder: Path) -> Path:
+    """The file of simulations, which may not be there yet; a link would lead elsewhere."""
+    file = folder / LINES
+    with suppress(FileNotFoundError):
+        plain_file(file, most=MOST_LINES)
+    return file
+
+
+def _is_sites(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(about, dict) and isinstance(about.get("shape"), list) for about in value.values()
+    )
+
+
+_FIELDS: dict[str, Field] = {
+    "seed": ((lambda value: type(value) is int and 0 <= value < 2**32), "a whole number from 0 to 2³² − 1"),
+    "sites": (_is_sites, "the latents with their shapes"),
+}
 
 
 def _is_foreign(file: Path) -> bool:
@@ -130,6 +152,8 @@ def _record(line: Any, sites: Mapping[str, Mapping[str, Any]]) -> Record:
     number, failed = line["simulation"], line["failed"]
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise ValueError(f"simulation={number!r}")
+    if not isinstance(failed, str | None):
+        raise ValueError(f"failed={failed!r}")
     ranks = {}
     for name, about in sites.items() if failed is None else ():
         values = np.asarray(line["ranks"][name])

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pyro.poutine.util import site_is_subsample
 
 from banel_pyro.batches import Rows, as_rows, num_rows, transformed
-from banel_pyro.diagnostics.simulate import Simulation, check_drawable, simulate, trained_parameters
+from banel_pyro.checks import instance
+from banel_pyro.diagnostics.simulate import Simulation, check_drawable, simulate
 from banel_pyro.draws import Table
 from banel_pyro.evaluate import guide_draws
 from banel_pyro.modules import evaluation_mode, fresh_modules, reachable_modules
@@ -24,7 +25,7 @@ from banel_pyro.pair import Pair
 from banel_pyro.plates import DataPlate, find_data_plate
 from banel_pyro.precision import cast_modules, cast_rows, checked_dtype, default_dtype
 from banel_pyro.seeding import draw_seed, fork_rng
-from banel_pyro.traces import sample_sites
+from banel_pyro.traces import sample_sites, trained_parameters
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.interrupt import INTERRUPTED
 from banel_pyro.training.stopping import CollapseError
@@ -129,6 +130,9 @@ class Simulator:
         self._trained: Pair | None = None
         with _alone(recipe.dtype), pyro.get_param_store().scope(self._store), fork_rng(recipe.seed):
             self.pair = recipe.make()
+            instance(
+                "what pair() returned", self.pair, (Pair,), "a banel_pyro.Pair. Write return Pair(model, guide, ...)"
+            )
             self._modules = reachable_modules(self.pair.model, self.pair.guide)
             cast_modules(recipe.cast, self.pair.model, self.pair.guide)
             split = self.pair.split()

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from banel_pyro.checks import probability
 from banel_pyro.evaluate import mean_estimate
 from banel_pyro.inference_data import ArviZ, group, group_names
 from banel_pyro.terms import Estimate
 
-__all__ = ["active_units", "density_entropies", "labelled", "spread", "stacked_labels"]
+__all__ = ["active_units", "densities_of", "density_entropies", "labelled", "point_masses_of", "spread"]
+__all__ += ["stacked_labels"]
 
 
 def spread(
@@ -49,7 +51,7 @@ def spread(
     dims = (over,) if isinstance(over, str) else tuple(over)
     _check(posterior, var_names, dims, hdi_prob)
     entropies = density_entropies(idata, dims)
-    owner = {site: density for density, sites in _densities(idata).items() for site in sites}
+    owner = {site: density for density, sites in densities_of(idata).items() for site in sites}
     rows: dict[str, dict[str, Any]] = {}
     for name in var_names or [str(n) for n in posterior.data_vars if n in owner]:
         draws = posterior[name]
@@ -71,13 +73,16 @@ def density_entropies(idata: ArviZ, over: Sequence[str] = ()) -> dict[str, Estim
         idata: from :func:`~banel_pyro.to_arviz`.
         over: dims to average over; the other dims are summed.
     """
-    points = json.loads(idata.attrs.get("point_masses", "[]"))
+    points = point_masses_of(idata)
     found = {}
-    for density in _densities(idata):
+    for density in densities_of(idata):
         if density in points:
             found[density] = Estimate(-np.inf, np.nan)
             continue
-        log_q = group(idata, "sample_stats")[f"log_q_{density}"]
+        stats = group(idata, "sample_stats")
+        if f"log_q_{density}" not in stats:
+            raise ValueError(f"sample_stats has no 'log_q_{density}': expected draws from banel_pyro.to_arviz.")
+        log_q = stats[f"log_q_{density}"]
         log_q = log_q.mean([d for d in over if d in log_q.dims])
         log_q = log_q.sum([d for d in log_q.dims if d not in ("chain", "draw")])
         found[density] = mean_estimate(-log_q.stack(sample=("chain", "draw")).to_numpy())
@@ -105,14 +110,52 @@ def active_units(idata: ArviZ, name: str, plate: str, *, threshold: float = 0.01
     return int((means.var(plate) > threshold).sum())
 
 
-def _densities(idata: ArviZ) -> Mapping[str, list[str]]:
+def densities_of(idata: ArviZ) -> Mapping[str, list[str]]:
+    """The model's sites by density of the guide.
+
+    Args:
+        idata: from :func:`~banel_pyro.to_arviz`.
+
+    Raises:
+        ValueError: if it says nothing of that.
+    """
     if "densities" not in idata.attrs:
         raise ValueError(
             "idata has no attribute 'densities', which says what the guide's densities are: expected draws from "
             "banel_pyro.to_arviz, or a file they were saved to."
         )
-    densities: Mapping[str, list[str]] = json.loads(idata.attrs["densities"])
-    return densities
+    found = _json_of(idata, "densities")
+    if not isinstance(found, dict) or not all(map(_are_texts, found.values())):
+        raise ValueError(f"idata has densities={found!r}: expected lists of sites by density, as to_arviz writes.")
+    return found
+
+
+def point_masses_of(idata: ArviZ) -> tuple[str, ...]:
+    """Densities of the guide that are a point.
+
+    Args:
+        idata: from :func:`~banel_pyro.to_arviz`.
+
+    Raises:
+        ValueError: if it says nothing of that.
+    """
+    found = _json_of(idata, "point_masses") if "point_masses" in idata.attrs else []
+    if not _are_texts(found):
+        raise ValueError(f"idata has point_masses={found!r}: expected a list of names, as to_arviz writes.")
+    return tuple(found)
+
+
+def _json_of(idata: ArviZ, name: str) -> Any:
+    try:
+        return json.loads(idata.attrs[name])
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"idata has {name}={str(idata.attrs[name])[:80]!r}, which is not JSON: expected what to_arviz writes."
+        ) from error
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _spread_of(draws: xr.DataArray, prior: xr.DataArray | None, over: Sequence[str], hdi_prob: float) -> xr.Dataset:
@@ -156,11 +199,12 @@ def stacked_labels(name: str, coordinates: Sequence[Any]) -> list[str]:
 
 
 def _check(posterior: xr.Dataset, var_names: Sequence[str] | None, over: Sequence[str], hdi_prob: float) -> None:
+    if isinstance(var_names, str):
+        raise TypeError(f"var_names={var_names!r}: expected a list. Write var_names=[{var_names!r}].")
     unknown = sorted(set(var_names or ()) - {str(n) for n in posterior.data_vars})
     if unknown:
         raise ValueError(f"var_names has unknown {unknown}: the posterior has {sorted(map(str, posterior.data_vars))}.")
     missing = sorted(set(over) - {str(d) for d in posterior.dims})
     if missing:
         raise ValueError(f"over={list(over)}: no dims {missing}, the posterior has {sorted(map(str, posterior.dims))}.")
-    if not 0 < hdi_prob < 1:
-        raise ValueError(f"hdi_prob={hdi_prob!r}: expected a probability between 0 and 1, such as 0.94.")
+    probability("hdi_prob", hdi_prob)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from banel_pyro.diagnostics.psis import Array, Smoothed, smooth
-from banel_pyro.diagnostics.spread import labelled
+from banel_pyro.diagnostics.spread import densities_of, labelled, point_masses_of
 from banel_pyro.inference_data import ArviZ, group, group_names
 
 __all__ = ["LEVELS", "Weights", "corrected_spread", "is_local", "kind_of", "number_of_rows", "point_masses"]
@@ -23,7 +22,7 @@ LEVELS = (50, 80, 95)
 def is_local(idata: ArviZ) -> bool:
     """True if every latent belongs to one data point, so that log p and log q fall apart into data points."""
     stats, plate = group(idata, "sample_stats"), idata.attrs["data_plate"]
-    densities = [stats[f"log_q_{name}"] for name in json.loads(idata.attrs["densities"])]
+    densities = [stats[f"log_q_{name}"] for name in densities_of(idata)]
     if "log_q_datum" not in stats or not all(plate in log_q.dims for log_q in densities):
         return False
     # observations and pyro.factor outside the plate
@@ -43,7 +42,7 @@ def number_of_rows(idata: ArviZ) -> int | None:
 
 def point_masses(idata: ArviZ) -> tuple[str, ...]:
     """Densities of the guide that are a point: their entropy is -inf, whatever Pyro's log q says."""
-    return tuple(json.loads(idata.attrs.get("point_masses", "[]")))
+    return point_masses_of(idata)
 
 
 def kind_of(idata: ArviZ) -> Literal["global", "local", "mixed"]:
@@ -52,7 +51,7 @@ def kind_of(idata: ArviZ) -> Literal["global", "local", "mixed"]:
     A mixed pair has to draw its local latents several times for each draw of the shared ones; stored draws did not.
     """
     stats, plate = group(idata, "sample_stats"), idata.attrs["data_plate"]
-    densities = [stats[f"log_q_{name}"] for name in json.loads(idata.attrs["densities"])]
+    densities = [stats[f"log_q_{name}"] for name in densities_of(idata)]
     if not any(plate in log_q.dims for log_q in densities):
         return "global"
     return "local" if is_local(idata) else "mixed"
@@ -116,7 +115,7 @@ def corrected_spread(idata: ArviZ, weights: Weights, *, largest_k_hat: float) ->
     sizes = {"draw": -1} if weights.plate is None else {"draw": -1, weights.plate: -1}
     w = xr.DataArray(np.exp(weights.smoothed.log_weights), dims=list(sizes))
     kept = xr.DataArray(weights.smoothed.k_hat <= largest_k_hat, dims=list(sizes)[1:])
-    owned = {name for names in json.loads(idata.attrs["densities"]).values() for name in names}
+    owned = {name for names in densities_of(idata).values() for name in names}
     rows: dict[str, dict[str, float]] = {}
     for name, stored in group(idata, "posterior").data_vars.items():
         if name in owned and stored.dtype.kind in "fiu":

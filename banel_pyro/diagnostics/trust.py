@@ -19,7 +19,7 @@ from banel_pyro.diagnostics.importance import Importance
 from banel_pyro.diagnostics.judge import Check, Verdict
 from banel_pyro.diagnostics.psis import MIN_DRAWS, k_hat_threshold
 from banel_pyro.diagnostics.reference import compare
-from banel_pyro.diagnostics.spread import active_units
+from banel_pyro.diagnostics.spread import active_units, densities_of
 from banel_pyro.diagnostics.stored import (
     corrected_spread,
     is_local,
@@ -257,6 +257,6 @@ def _latents(idata: ArviZ) -> Iterator[Check]:
     if point_masses(idata) or not is_local(idata) or (number_of_rows(idata) or 0) < 2:
         return
     posterior = group(idata, "posterior")
-    names = [name for names in json.loads(idata.attrs["densities"]).values() for name in names if name in posterior]
-    total = sum(posterior[name].isel(chain=0, draw=0, **{plate: 0}).size for name in names)
+    names = [name for names in densities_of(idata).values() for name in names if name in posterior]
+    total = sum(posterior[name].isel({"chain": 0, "draw": 0, plate: 0}).size for name in names)
     yield judge.by_active_units(sum(active_units(idata, name, plate) for name in names), int(total))

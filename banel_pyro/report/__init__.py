@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import pandas as pd
 
 from banel_pyro.diagnostics.trust import Trust, trust
 from banel_pyro.inference_data import ArviZ
+from banel_pyro.reading import read_text
+from banel_pyro.report.draws import checked_draws
 from banel_pyro.report.numbers import RunNumbers, run_numbers
 from banel_pyro.run import RunFolder
 from banel_pyro.schedules import Constant, from_config
@@ -129,16 +131,18 @@ def read_comparison(path: Path, *, reference: ArviZ | None = None) -> Comparison
     _refuse_different_data(configs)
     labels = _labels(configs)
     order = sorted(ended, key=lambda folder: _order(configs[folder.path.name], folder.path.name))
-    runs = tuple(
-        Run(labels[f.path.name], configs[f.path.name], f.read_history(), f.read_posterior(), reference) for f in order
-    )
+    runs = tuple(Run(labels[f.path.name], configs[f.path.name], f.read_history(), _draws(f), reference) for f in order)
     command = path / COMMAND
     return Comparison(
         name=runs[0].config["name"] or path.resolve().name,
         runs=runs,
         unfinished=tuple(folder.path.name for folder in folders if folder not in ended),
-        command=command.read_text(encoding="utf-8").strip() if command.exists() else None,
+        command=read_text(command).strip() if command.exists() else None,
     )
+
+
+def _draws(folder: RunFolder) -> ArviZ:
+    return checked_draws(folder.read_posterior(), folder.path / "posterior.nc")
 
 
 def _refuse_different_data(configs: Mapping[str, dict[str, Any]]) -> None:
@@ -154,9 +158,16 @@ def _refuse_different_data(configs: Mapping[str, dict[str, Any]]) -> None:
 
 def _labels(configs: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """A label for each run; where two have the same λ, the folder's name tells them apart."""
-    labels = {folder: lam_label(config["lam"]) for folder, config in configs.items()}
+    labels = {folder: _label(folder, config["lam"]) for folder, config in configs.items()}
     found = list(labels.values())
     return {f: label if found.count(label) == 1 else f"{label} ({f})" for f, label in labels.items()}
+
+
+def _label(folder: str, lam: Mapping[str, Any]) -> str:
+    try:
+        return lam_label(lam)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"config.json in '{folder}' has lam={lam!r:.200}, which is none ({error}).") from error
 
 
 def lam_label(lam: Mapping[str, Any]) -> str:
@@ -172,8 +183,8 @@ def lam_label(lam: Mapping[str, Any]) -> str:
     """
     if "callable" in lam:
         return f"λ = {lam['callable'].rpartition('.')[2]}"
-    if lam["class"] in CONTROLLERS:
-        return _target_label(Controller.from_config(lam))
+    if lam.get("class") in CONTROLLERS:
+        return f"λ = {_short(Controller.from_config(lam))}"
     schedule = from_config(lam)
     if not isinstance(schedule, Constant):
         return f"λ = {schedule!r}"
@@ -182,12 +193,10 @@ def lam_label(lam: Mapping[str, Any]) -> str:
     return f"λ = {_number(schedule.value)}"
 
 
-def _target_label(target: Controller) -> str:
-    """What moves λ, such as ``λ for entropy −3``."""
-    found = {"TargetEntropy": ("entropy", "nats"), "TargetRate": ("rate", "nats"), "TargetSpread": ("width", "ratio")}
-    what, attribute = found[type(target).__name__]
-    whole = " in all" if target.per == "total" and attribute == "nats" else ""
-    return f"λ for {what} {_number(getattr(target, attribute))}{whole}"
+def _short(target: Controller) -> str:
+    """A target with the arguments that are not the usual ones."""
+    given = [f"{f.name}={getattr(target, f.name)!r}" for f in fields(target) if getattr(target, f.name) != f.default]
+    return f"{type(target).__name__}({', '.join(given)})"
 
 
 def _number(value: float) -> str:

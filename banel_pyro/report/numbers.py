@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from banel_pyro.diagnostics.spread import active_units, density_entropies
+from banel_pyro.diagnostics.spread import active_units, densities_of, density_entropies
 from banel_pyro.diagnostics.stored import is_local, number_of_rows, point_masses
 from banel_pyro.evaluate import elbo, elbo_per_datum, iwae, iwae_per_datum, mean_estimate, paired_difference
 from banel_pyro.inference_data import ArviZ, group
@@ -265,8 +264,9 @@ def _finite(value: Any) -> float | None:
 
 def _active(idata: ArviZ) -> tuple[int, int]:
     """Active and all dimensions of latents that are local to the data plate."""
-    plate, sites = idata.attrs["data_plate"], json.loads(idata.attrs["densities"])
+    plate: str = idata.attrs["data_plate"]
+    sites = densities_of(idata)
     posterior = group(idata, "posterior")
     names = [name for members in sites.values() for name in members if name in posterior]
-    sizes = [posterior[name].isel(chain=0, draw=0, **{plate: 0}).size for name in names]
+    sizes = [posterior[name].isel({"chain": 0, "draw": 0, plate: 0}).size for name in names]
     return sum(active_units(idata, name, plate) for name in names), sum(sizes)

@@ -43,6 +43,7 @@ from banel_pyro.report.canvas import (
     rows,
     show_image,
 )
+from banel_pyro.report.criticism_plots import plot_predictive_check
 from banel_pyro.report.latent_plots import (
     plot_kl_per_dimension,
     plot_latent_scatter,
@@ -56,8 +57,15 @@ from banel_pyro.terms import Estimate
 
 __all__ = ["COLOURS", "NEAR_NORMAL", "NINETY", "STYLE", "WIDTH", "add_legend", "handles", "image_side"]
 __all__ += ["plot_entropies", "plot_entropy_per_datum", "plot_images", "plot_intervals", "plot_kl_per_dimension"]
-__all__ += ["plot_latent_scatter", "plot_latent_traversal", "plot_prior_samples", "plot_rank_ecdf", "plot_ranks"]
-__all__ += ["plot_sd_ratio_against_lam", "plot_spread", "plot_spread_against_lam", "plot_terms"]
+__all__ += ["plot_latent_scatter", "plot_latent_traversal", "plot_predictive_check", "plot_prior_samples"]
+__all__ += [
+    "plot_rank_ecdf",
+    "plot_ranks",
+    "plot_sd_ratio_against_lam",
+    "plot_spread",
+    "plot_spread_against_lam",
+    "plot_terms",
+]
 
 NINETY = (0.05, 0.95)
 """The ends of a 90 % interval, as quantiles."""

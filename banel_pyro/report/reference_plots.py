@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from banel_pyro.report.canvas import GREY, colour, marker, own_axes
+from banel_pyro.report.canvas import GREY, colour, is_arviz, marker, own_axes
 
 __all__ = ["NEAR_NORMAL", "plot_sd_ratio_against_lam"]
 
@@ -59,7 +59,7 @@ def plot_sd_ratio_against_lam(comparisons: Mapping[float, Any], *, ax: Axes | No
 
 def _checked(comparisons: Any) -> dict[float, pd.DataFrame]:
     """The tables by λ as a number."""
-    if not isinstance(comparisons, Mapping):
+    if not isinstance(comparisons, Mapping) or is_arviz(comparisons):
         raise TypeError(
             f"comparisons is a {type(comparisons).__name__}: expected a mapping from λ to tables of compare()."
         )

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from banel_pyro.batches import Rows, Split, as_rows, data_hash, loader_batch_size, num_rows, transformed
-from banel_pyro.checks import integer
+from banel_pyro.checks import instance, integer
 from banel_pyro.folder import FORMAT, RunFolder, run_seed, versions
 from banel_pyro.inference_data import ArviZ, merge
 from banel_pyro.objectives import EnumObjective, Objective
@@ -160,6 +160,8 @@ def fit(
     callbacks, dtype = checked_callbacks(callbacks), floating_type(precision, checked_dtype(dtype))
     capture, steps_per_call = checked_capture(capture), integer("steps_per_call", steps_per_call)
     clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
+    instance("collapse", collapse, (CollapseDetector, type(None)), "a CollapseDetector, or None for no detector")
+    instance("name", name, (str, type(None)), "a text. Write name='mine', for instance")
     folder = RunFolder.at(out, resume=resume)
     processes = start(
         accelerator=accelerator, devices=devices, strategy=strategy, precision=precision, num_nodes=num_nodes

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from banel_pyro.modules import modules_of, reachable_modules
+from banel_pyro.states import check_moments
 from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, checked_optimizer, checked_scheduler
 
 __all__ = ["Parameters", "safe_constraints"]
@@ -225,9 +226,16 @@ class Parameters:
             parameter.grad = None
         if self.optimizer is not None and state["optimizer"] is not None:
             _check_kinds(state["kinds"], [type(item).__name__ for item in (self.optimizer, self.scheduler)])
-            self.optimizer.load_state_dict(_clone(state["optimizer"]))
-            if self.scheduler is not None:
-                self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+            try:
+                self.optimizer.load_state_dict(_clone(state["optimizer"]))
+                check_moments(self.optimizer)
+                if self.scheduler is not None:
+                    self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
+            except Exception as error:  # whatever torch meets in what is none of its states
+                raise ValueError(
+                    f"optim: the state of the {state['kinds'][0]} that was saved does not fit the one here "
+                    f"({type(error).__name__}: {error}). Go on with the same optimiser, scheduler and parameters."
+                ) from error
 
     def _check(self, state: dict[str, Any]) -> None:
         """Refuse a state with other names or shapes; what a pair makes at a later step may be missing in it."""

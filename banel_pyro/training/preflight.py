@@ -14,6 +14,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import nn
 
 from banel_pyro.batches import Rows, Split, num_rows
+from banel_pyro.checks import check_callable
 from banel_pyro.evaluate import held_out_elbo, trace_draws
 from banel_pyro.modules import evaluation_mode, modules_of, reachable_modules
 from banel_pyro.plates import DataPlate, find_data_plate, local_parameters, one_line, tell_autoguide
@@ -59,6 +60,8 @@ def preflight(
     """
     size = num_rows(rows)
     first = split.first(rows, batch)
+    for side, function in (("model", model), ("guide", guide)):
+        check_callable(side, function, first)
     with _no_stale_parameters(model, guide), parameters.watch(), _explained(first), evaluation_mode(model, guide):
         plate = find_data_plate(model, first, size, data_plate)
         _check_size(plate, size, batch)
