@@ -17,9 +17,11 @@ from banel_pyro.schedules import Constant, Cosine, Cyclical, Exponential, Join, 
 from banel_pyro.terms import Estimate, LossTerms
 from banel_pyro.training.callbacks import CSVLogger, Event, Metric, TensorBoard
 from banel_pyro.training.control import TargetEntropy, TargetRate, TargetSpread
+from banel_pyro.training.explosion import ExplosionDetector, ExplosionError
 from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.fit import fit
 from banel_pyro.training.restarts import Restarts, restarts
+from banel_pyro.training.rollback import Rollback, RolledBack
 from banel_pyro.training.rules import Cusum, Patience, Plateau
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
@@ -40,6 +42,8 @@ __all__ = [
     "Cyclical",
     "Estimate",
     "Event",
+    "ExplosionDetector",
+    "ExplosionError",
     "Exponential",
     "FitResult",
     "Join",
@@ -52,6 +56,8 @@ __all__ = [
     "Piecewise",
     "Plateau",
     "Restarts",
+    "Rollback",
+    "RolledBack",
     "Split",
     "TargetEntropy",
     "TargetRate",

@@ -20,6 +20,7 @@ from banel_pyro.cli_options import (
     Dtype,
     Epochs,
     Lr,
+    OnFault,
     PairPath,
     Quiet,
     Resume,
@@ -29,6 +30,7 @@ from banel_pyro.cli_options import (
     remember_command,
     training_options,
 )
+from banel_pyro.inference_data import read_netcdf
 from banel_pyro.pair import load_pair
 from banel_pyro.recipe import Recipe, cpu_threads, lams_of
 from banel_pyro.report import COMMAND, Comparison, write_report
@@ -37,6 +39,7 @@ from banel_pyro.report.numbers import notes, text_table
 from banel_pyro.sweep.command import show_sweep, sweep
 from banel_pyro.sweep.plan import FILE as SWEEP
 from banel_pyro.training.processes import is_first
+from banel_pyro.training.rollback import FAULTS
 
 __all__ = ["app", "main"]
 
@@ -107,6 +110,7 @@ def fit(
     threads: Threads = 1,
     dtype: Dtype = None,
     capture: CaptureText = "auto",
+    on_fault: OnFault = "raise",
     accelerator: Annotated[
         str | None,
         typer.Option(
@@ -145,7 +149,7 @@ def fit(
 
     Example: banel fit models.vae:digits --lam 0,0.4 --out runs/digits
     """
-    options = training_options(steps, epochs, lr, dtype, capture, draws) | {
+    options = training_options(steps, epochs, lr, dtype, capture, draws, on_fault) | {
         "accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "precision": precision,
         "num_nodes": num_nodes,
     }  # fmt: skip
@@ -176,15 +180,26 @@ app.command()(sweep)
 @app.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of fit or sweep, or one run in it.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draws that are taken for the truth, such as those of NUTS: a netCDF file of ArviZ's with the same "
+            "latents. The page then says what the posteriors cover of them.",
+        ),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Make report.html again from the files of the runs, and print its table."""
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: give the --out of banel fit or sweep, or one run in it.")
+    draws = None if reference is None else read_netcdf(reference)
     if (folder / SWEEP).exists():
+        if reference is not None:
+            raise ValueError(f"--reference={reference}: not for a sweep. Give one of its runs, a folder in '{folder}'.")
         show_sweep(folder)
         return
-    _show(write_report(folder), folder)
+    _show(write_report(folder, reference=draws), folder)
 
 
 def _devices(text: str | None) -> int | str | None:
@@ -232,6 +247,7 @@ def _show(comparison: Comparison, folder: Path) -> None:
         console.print(text_cells(part))
     for note in notes(comparison.numbers):
         console.print(note)
+    console.print(f"Can it be trusted? {', '.join(f'{run.label}: {run.trust.verdict}' for run in comparison.runs)}.")
     if comparison.unfinished:
         console.print(f"Not shown, because they have not ended: {', '.join(comparison.unfinished)}.")
     console.print(f"\nreport: {folder / 'report.html'}", soft_wrap=True)
@@ -240,7 +256,7 @@ def _show(comparison: Comparison, folder: Path) -> None:
 def _message(error: BaseException) -> str:
     """An error in one line."""
     shown = error.format_message() if hasattr(error, "format_message") else str(error)  # the former: wrong usage
-    expected = (ValueError, TypeError, OSError, banel_pyro.NonFiniteError, banel_pyro.CollapseError)
+    expected = (ValueError, TypeError, OSError, *FAULTS)
     if not hasattr(error, "format_message") and not isinstance(error, expected):
         shown = f"{type(error).__name__}: {shown} (--debug shows where)"
     shown = shown.partition("Trace Shapes:")[0]  # which Pyro adds

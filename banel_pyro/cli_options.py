@@ -16,8 +16,18 @@ from banel_pyro.recipe import BATCH, SMALL
 from banel_pyro.report import COMMAND
 from banel_pyro.training.captured import Capture
 
-__all__ = ["LR", "STEPS", "Alpha", "BatchSize", "CaptureText", "Debug", "Draws", "Dtype", "Epochs", "Lr", "PairPath"]
-__all__ += ["Quiet", "Resume", "Steps", "TargetNats", "Threads", "capture_of", "remember_command", "training_options"]
+__all__ = ["LR", "STEPS", "Alpha", "BatchSize", "CaptureText", "Debug", "Draws", "Dtype", "Epochs", "Lr", "OnFault"]
+__all__ += [
+    "PairPath",
+    "Quiet",
+    "Resume",
+    "Steps",
+    "TargetNats",
+    "Threads",
+    "capture_of",
+    "remember_command",
+    "training_options",
+]
 
 STEPS = 5000
 """Steps of a run that is given neither steps nor epochs: 30 seconds for the two runs of the digits."""
@@ -69,6 +79,14 @@ CaptureText = Annotated[
         "as fast for small models. auto: in long runs, where it can be done.",
     ),
 ]
+OnFault = Annotated[
+    str,
+    typer.Option(
+        metavar="raise|rollback",
+        help="What NaN, an exploding gradient or a collapse does: end the run, or take it back to a good state, from "
+        "where it goes on with half the learning rate and λ, three times at most.",
+    ),
+]
 Draws = Annotated[int, typer.Option(help="Draws from each posterior for the numbers and the page.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the runs in --out stopped.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -76,7 +94,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def training_options(
-    steps: int | None, epochs: int | None, lr: float, dtype: str | None, capture: str, draws: int
+    steps: int | None, epochs: int | None, lr: float, dtype: str | None, capture: str, draws: int, on_fault: str
 ) -> dict[str, Any]:
     """Options of :func:`~banel_pyro.fit` from those of the command line, as JSON can hold them.
 
@@ -88,12 +106,16 @@ def training_options(
     for option, count in (("--steps", steps), ("--epochs", epochs)):
         if count is not None:
             integer(option, count)
-    if steps is None and epochs is None:
-        steps = STEPS
     if steps is not None and epochs is not None:
         raise ValueError(f"epochs={epochs}, steps={steps}: give exactly one of --epochs and --steps.")
+    if on_fault not in ("raise", "rollback"):
+        raise ValueError(f"--on-fault={on_fault!r}: expected raise or rollback.")
+    if steps is None and epochs is None:
+        steps = STEPS
     dtype = dtype_name(checked_dtype(dtype))
-    return {"steps": steps, "epochs": epochs, "lr": lr, "dtype": dtype, "capture": capture_of(capture)}
+    return {
+        "steps": steps, "epochs": epochs, "lr": lr, "dtype": dtype, "capture": capture_of(capture), "on_fault": on_fault
+    }  # fmt: skip
 
 
 def capture_of(text: str) -> Capture:

@@ -255,6 +255,7 @@ _MAY_DIFFER = {
     "threads",
     "capture",
     "steps_per_call",
+    "on_fault",
     "log_every",
     "validate_every",
     "checkpoint_every",

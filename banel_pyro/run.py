@@ -25,6 +25,7 @@ from banel_pyro.predictive import as_arguments
 from banel_pyro.seeding import fork_rng, kept_rng
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.preflight import preflight
+from banel_pyro.training.rollback import RolledBack
 
 __all__ = ["FORMAT", "FitResult", "RunFolder", "run_seed", "versions"]
 
@@ -50,6 +51,7 @@ class FitResult:
         transform: applied to each batch of training rows.
         local: what the guide has for each row of the training data.
         stopped: why the run ended before its last step: what a callback said, or ``"interrupted"``; else None.
+        rollbacks: the faults that the run has rolled back from, in order.
         store: content of the param store that the run was made in, where it is not the current one.
     """
 
@@ -64,6 +66,7 @@ class FitResult:
     transform: Callable[[Rows], Rows] | None = None
     local: tuple[str, ...] = ()
     stopped: str | None = None
+    rollbacks: Sequence[RolledBack] = ()
     store: Any = field(default=None, repr=False)
 
     def posterior(
@@ -207,6 +210,7 @@ class FitResult:
         return FitResult(
             pair.model, pair.guide, config, history, checked.plate, rows, cast_rows(held_out, dtype), run.path,
             transform=split.transform, local=checked.local, stopped=state["stopped"],
+            rollbacks=[RolledBack(**record) for record in state.get("rollbacks", [])],
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor, nn
 
 from banel_pyro import (
@@ -22,6 +22,7 @@ from banel_pyro import (
     FitResult,
     NonFiniteError,
     Pair,
+    Rollback,
     Split,
     fit,
 )
@@ -262,6 +263,24 @@ def not_finite(**options: Any) -> str:
     return "nothing"
 
 
+def rolled_back(**options: Any) -> dict[str, Any]:
+    """A descent whose rate is too large at first: it breaks down far away, and is rolled back from there."""
+
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
+        with pyro.plate("data", 8):
+            lost = torch.where(mean.abs() > 1e3, torch.log(-mean.abs()), 0.0 * mean)
+            pyro.sample("x", dist.Normal(mean + lost, 1.0, validate_args=False), obs=x)
+
+    usual: dict[str, Any] = {"steps": 80, "optim": torch.optim.SGD, "lr": 0.4, "seed": 0, "progress": False}
+    with pyro.get_param_store().scope():
+        result = fit(model, AutoDelta(model), rows(8)[0], on_fault=Rollback(5), **usual | options)
+        return {
+            "made": [(record.step, record.back_to, record.lr) for record in result.rollbacks],
+            "tensors": params(), "history": result.history.to_dict("list"),
+        }  # fmt: skip
+
+
 def refused(**options: Any) -> list[str]:
     """What is refused on more than one process, and how."""
     follows = kind("local, len(x)", 6)
@@ -323,6 +342,7 @@ def everything(folder: Path) -> dict[str, Any]:
     found["forms"] = forms(**TWO)
     found["stopped"] = stopped(**TWO)
     found["not_finite"] = not_finite(**TWO)
+    found["rolled_back"] = rolled_back(**TWO)
     found["refused"] = refused(steps=1, progress=False, seed=0, **TWO)
     found["loaded"] = loaded(folder / "process0" / "whole")
     found["one_sided"] = one_sided(**TWO)  # the last: they part

@@ -32,11 +32,11 @@ DEMOS: dict[str, list[str]] = {
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
     "speed": ["--quick"],
-    "targets": ["--steps", "100", "--starts", "0"],
     "trust": [
         *("--steps", "200", "--draws", "120", "--lams", "0.4"),
         *("--curve", "0", "0.4", "--curve-steps", "400"),
     ],
+    "targets": ["--steps", "100", "--starts", "0"],
     "tokens": [
         *("--steps", "120", "--seeds", "0", "1", "--weights", "1", "--alphas", "0.5"),
         *("--length", "8", "--particles", "32", "--texts", "100"),

@@ -24,7 +24,8 @@ from banel_pyro.schedules import from_config, to_config
 from tests.malformed import Case, Odd, all_cases, pair
 from tests.test_resume import ROOT
 
-CASES: dict[str, Case] = all_cases()
+# the same names in every process that runs a part of them
+CASES: dict[str, Case] = {re.sub(r" at 0x[0-9a-f]+", "", name): case for name, case in all_cases().items()}
 OURS = (str(ROOT / "banel_pyro"), str(ROOT / "models"))
 
 
@@ -108,7 +109,7 @@ WRONG: dict[str, list[Any]] = {
 STATES = [(key, value) for key, values in WRONG.items() for value in (MISSING, *values)]
 
 
-@pytest.mark.parametrize(("key", "value"), STATES, ids=lambda item: f"{item!r:.40}")
+@pytest.mark.parametrize(("key", "value"), STATES, ids=lambda item: re.sub(r" at 0x[0-9a-f]+", "", f"{item!r}")[:40])
 def test_a_malformed_state_is_refused(key: str, value: Any, run: Path) -> None:
     (run / BEFORE).unlink()
     state = torch.load(run / NEWEST, weights_only=True)
@@ -141,7 +142,7 @@ WRONG_CONFIG: dict[str, list[Any]] = {
 CONFIGS = [(key, value) for key, values in WRONG_CONFIG.items() for value in (MISSING, *values)]
 
 
-@pytest.mark.parametrize(("key", "value"), CONFIGS, ids=lambda item: f"{item!r:.40}")
+@pytest.mark.parametrize(("key", "value"), CONFIGS, ids=lambda item: re.sub(r" at 0x[0-9a-f]+", "", f"{item!r}")[:40])
 def test_a_malformed_configuration_is_refused(key: str, value: Any, run: Path) -> None:
     config = json.loads((run / "config.json").read_text())
     config.pop(key) if value is MISSING else config.update({key: value})

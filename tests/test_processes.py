@@ -168,6 +168,15 @@ def test_numbers_that_are_not_finite_are_found_by_both(two: list[Any]) -> None:
     assert re.match(r"step \d+: model site 'x' is not finite", two[0]["not_finite"])
 
 
+def test_both_roll_back_at_the_same_step_as_one_does(script: Any, two: list[Any]) -> None:
+    one, (first, second) = script.rolled_back(), (found["rolled_back"] for found in two)
+    assert len(one["made"]) >= 1
+    assert one["made"] == first["made"] == second["made"]
+    assert same(first, second)
+    for name, tensor in one["tensors"].items():
+        torch.testing.assert_close(tensor, first["tensors"][name], rtol=0, atol=1e-10)
+
+
 REFUSED = [
     r"2 processes share.*plate 'data' is written over the 3 rows.*latents \['a'\] lie outside.*pyro.plate\('data', 6\)",
     r"2 processes share.*the model has no plates. Write `with pyro.plate\('data', 6\):`",

@@ -26,9 +26,8 @@ from banel_pyro.plates import DataPlate, find_data_plate
 from banel_pyro.precision import cast_modules, cast_rows, checked_dtype, default_dtype
 from banel_pyro.seeding import draw_seed, fork_rng
 from banel_pyro.traces import sample_sites, trained_parameters
-from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.interrupt import INTERRUPTED
-from banel_pyro.training.stopping import CollapseError
+from banel_pyro.training.rollback import FAULTS
 
 __all__ = ["Recipe", "Record", "SamePair", "Simulator"]
 
@@ -162,7 +161,7 @@ class Simulator:
             if self._trained is None:
                 try:
                     _train(replace(pair, data=lambda: drawn.rows), self.recipe)
-                except (NonFiniteError, CollapseError) as error:
+                except FAULTS as error:
                     return Record(number, perf_counter() - start, {}, f"{type(error).__name__}: {error}")
             ranks = self._ranks(pair, drawn)
         return Record(number, perf_counter() - start, ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ def lam_label(lam: Mapping[str, Any]) -> str:
     if "callable" in lam:
         return f"λ = {lam['callable'].rpartition('.')[2]}"
     if lam.get("class") in CONTROLLERS:
-        return f"λ = {_short(Controller.from_config(lam))}"
+        return _target_label(Controller.from_config(lam))
     schedule = from_config(lam)
     if not isinstance(schedule, Constant):
         return f"λ = {schedule!r}"
@@ -193,10 +193,12 @@ def lam_label(lam: Mapping[str, Any]) -> str:
     return f"λ = {_number(schedule.value)}"
 
 
-def _short(target: Controller) -> str:
-    """A target with the arguments that are not the usual ones."""
-    given = [f"{f.name}={getattr(target, f.name)!r}" for f in fields(target) if getattr(target, f.name) != f.default]
-    return f"{type(target).__name__}({', '.join(given)})"
+def _target_label(target: Controller) -> str:
+    """What moves λ, such as ``λ for entropy −3``."""
+    found = {"TargetEntropy": ("entropy", "nats"), "TargetRate": ("rate", "nats"), "TargetSpread": ("width", "ratio")}
+    what, attribute = found[type(target).__name__]
+    whole = " in all" if target.per == "total" and attribute == "nats" else ""
+    return f"λ for {what} {_number(getattr(target, attribute))}{whole}"
 
 
 def _number(value: float) -> str:

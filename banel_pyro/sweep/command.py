@@ -18,6 +18,7 @@ from banel_pyro.cli_options import (
     Dtype,
     Epochs,
     Lr,
+    OnFault,
     PairPath,
     Quiet,
     Resume,
@@ -95,6 +96,7 @@ def sweep(
     threads: Threads = 1,
     dtype: Dtype = None,
     capture: CaptureText = "auto",
+    on_fault: OnFault = "raise",
     draws: Draws = 500,
     resume: Resume = False,
     quiet: Quiet = False,
@@ -105,7 +107,7 @@ def sweep(
     Example: banel sweep models.vae:digits --lam=-0.5,0,0.2,0.4,0.6,0.8 --workers 2 --out runs/sweep
     """
     import_optuna()
-    options = training_options(steps, epochs, lr, dtype, capture, draws)
+    options = training_options(steps, epochs, lr, dtype, capture, draws, on_fault)
     grid = (
         {}
         if trials

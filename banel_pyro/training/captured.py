@@ -102,7 +102,7 @@ class CapturedSteps:
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Take over what was decided; graphs are made anew, as they work on tensors that are no more."""
-        self._graphs, self._clock = None, []
+        self._graphs, self._verified, self._clock = None, None, []
         if state is not None:
             self._on = state["on"] if self._mode == "auto" else True
             self._sizes, self._products = dict(state["sizes"]), dict(state["products"])

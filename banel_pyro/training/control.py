@@ -184,10 +184,13 @@ class Controlled:
         controller: the controller.
         plate: the data plate.
         sizes: latent numbers of each density, per data point.
+
+    ``bounds`` are those of λ: the controller's own, unless a run went wrong within them.
     """
 
     def __init__(self, controller: Controller, plate: DataPlate, sizes: Mapping[str, float]) -> None:
         self.controller, self.lam = controller, float(controller.start)
+        self.bounds = (controller.lam_min, controller.lam_max)
         self._rows = plate.size if controller.per == "total" and plate.name is not None else 1
         self._dimensions = sum(sizes.values())
 
@@ -212,4 +215,19 @@ class Controlled:
             )
         log_t = math.log1p(-self.lam) + 2.0 * steps / control.over * min(max(gap, -MOST), MOST)
         # what is clamped is all the state there is: λ leaves a bound with the first gap of the other sign
-        self.lam = min(max(-math.expm1(log_t), control.lam_min), control.lam_max)
+        self.lam = min(max(-math.expm1(log_t), self.bounds[0]), self.bounds[1])
+
+    def damp(self, factor: float, lam: float) -> None:
+        """Move λ nearer to 0, and keep it nearer than it was where a run went wrong.
+
+        Args:
+            factor: of λ, and of the λ below, which is then the bound on its side of 0.
+            lam: where the run went wrong.
+        """
+        low, high = self.bounds
+        if lam > 0:
+            high = max(min(high, factor * lam), low)
+        elif lam < 0:
+            low = min(max(low, factor * lam), high)
+        self.bounds = (low, high)
+        self.lam = min(max(factor * self.lam, low), high)

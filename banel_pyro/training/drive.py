@@ -18,7 +18,7 @@ from banel_pyro.training.faults import NonFiniteError, locate_fault
 from banel_pyro.training.interrupt import INTERRUPTED, Interrupt
 from banel_pyro.training.loop import Loop
 from banel_pyro.training.progress import Progress
-from banel_pyro.training.stopping import CollapseError
+from banel_pyro.training.rollback import FAULTS
 
 __all__ = ["train"]
 
@@ -35,6 +35,7 @@ def train(
     unread = pyro.settings.context(validate_poutine=False)
     with loop.parameters.alone(state), tell_autoguide(loop.guide, loop.plate), unread:
         if state is not None:
+            loop.rollbacks.kept = state.pop("kept", [])
             loop.load(state)
         if loop.processes.rank > 0:  # the first one writes and shows
             folder, progress = None, False
@@ -71,6 +72,8 @@ def _has_ended(folder: RunFolder, state: Mapping[str, Any], config: dict[str, An
 def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks: Callbacks, progress: bool) -> None:
     """Advance to the last step. Numbers that are not finite and a collapse stop it, with the state saved."""
     loop.stopped, loop.good = None, loop.state()
+    if loop.on_fault is not None and not loop.rollbacks.kept:
+        loop.rollbacks.kept = [loop.good]
     with Progress(loop.steps, enabled=progress) as bar, Interrupt() as interrupt:
         if loop.step == 0:  # a run that stops before its first checkpoint starts over from here
             _save(loop, folder)
@@ -78,7 +81,9 @@ def _run(loop: Loop, folder: RunFolder | None, checkpoint_every: int, callbacks:
             with _saved(loop, folder):
                 most = 1 if callbacks.watch_steps else checkpoint_every - loop.step % checkpoint_every
                 before = loop.step
-                _advance(loop, most, lambda: interrupt.asked)
+                if not _advance(loop, most, lambda: interrupt.asked):
+                    _save(loop, folder)  # what is on the disk may be of the part that is gone
+                    continue
                 if loop.step <= before:  # back to where a graph was right: these steps come once more
                     continue
                 if loop.at_log_point:
@@ -111,19 +116,30 @@ def _saved(loop: Loop, folder: RunFolder | None, step: int | None = None) -> Ite
     try:
         yield
     except Exception as error:
-        if loop.step != step or isinstance(error, NonFiniteError | CollapseError):
+        if loop.step != step or isinstance(error, FAULTS):
             _save(loop, folder)
-            if folder is not None and not isinstance(error, NonFiniteError | CollapseError):
-                error.add_note(f"The run is saved in {folder.path}; resume=True goes on.")
+            if folder is not None:
+                what = f"The state after step {loop.step}" if isinstance(error, FAULTS) else "The run"
+                error.add_note(f"{what} is saved in {folder.path}; resume=True goes on.")
         raise
 
 
-def _advance(loop: Loop, most: int, stop: Callable[[], bool]) -> None:
+def _advance(loop: Loop, most: int, stop: Callable[[], bool]) -> bool:
+    """One step, or some captured ones; False where a fault has brought the run back to an earlier step instead."""
+    try:
+        _step(loop, most, stop)
+    except FAULTS as fault:
+        loop.rollbacks.take(loop, fault)
+        return False
+    return True
+
+
+def _step(loop: Loop, most: int, stop: Callable[[], bool]) -> None:
     """One step, or some captured ones; an error that comes from numbers that are not finite says where they arise."""
     step = loop.step
     try:
         loop.advance(most, stop)
-    except (NonFiniteError, CollapseError):
+    except FAULTS:
         raise
     except Exception as error:
         error.add_note(f"This happened in fit, at step {step}.")
@@ -145,4 +161,5 @@ def _blame(loop: Loop, error: Exception, step: int) -> None:
 
 def _save(loop: Loop, folder: RunFolder | None) -> None:
     if folder is not None:
-        folder.write_state(loop.state(), pd.DataFrame(loop.history))
+        kept = {"kept": loop.rollbacks.kept} if loop.on_fault is not None else {}
+        folder.write_state(loop.state() | kept, pd.DataFrame(loop.history))

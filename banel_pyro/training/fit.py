@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -28,6 +28,7 @@ from banel_pyro.training.callbacks import Callback, Callbacks, checked_callbacks
 from banel_pyro.training.captured import Capture, CapturedSteps, checked_capture
 from banel_pyro.training.control import Controlled, Controller
 from banel_pyro.training.drive import train
+from banel_pyro.training.explosion import ExplosionDetector
 from banel_pyro.training.interrupt import INTERRUPTED
 from banel_pyro.training.launch import floating_type, start
 from banel_pyro.training.loop import Loop
@@ -46,6 +47,7 @@ from banel_pyro.training.options import (
 )
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.preflight import Checked, check_held_out, check_lam, preflight
+from banel_pyro.training.rollback import Rollback, checked_on_fault
 from banel_pyro.training.stopping import CollapseDetector
 
 __all__ = ["fit"]
@@ -79,6 +81,8 @@ def fit(
     data_plate: str | None = None,
     clip_norm: float | None = None,
     collapse: CollapseDetector | None = CollapseDetector(),  # noqa: B008  # frozen: safe to share
+    explosion: ExplosionDetector | None = ExplosionDetector(),  # noqa: B008
+    on_fault: Rollback | Literal["raise", "rollback"] = "raise",
     log_every: int | None = None,
     validate_every: int | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -131,6 +135,10 @@ def fit(
         data_plate: name of the plate over data points, found by its size if left out.
         clip_norm: largest norm of the gradient (of the total loss, nats per unit of parameter).
         collapse: stops a guide that narrows without end; None to let it.
+        explosion: stops a gradient that grows without end; None to let it.
+        on_fault: what happens at NaN or inf, an exploding gradient, a collapse: ``"raise"``, or a
+            :class:`~banel_pyro.Rollback` (``"rollback"`` is one with its defaults) to the last good state, and on from
+            there with a smaller learning rate and λ, a few times at most.
         log_every: steps between rows of the history, by default a hundredth of the run, at most 100.
         validate_every: steps between evaluations of ``validation``, rounded up to log points, by default a
             tenth of the run.
@@ -149,7 +157,8 @@ def fit(
     Raises:
         ValueError, TypeError: for bad input, before anything is trained.
         ModuleNotFoundError: for devices, precision or processes without the extra ``fabric``.
-        NonFiniteError: at NaN or inf, with step and site; the parameters are the last good ones.
+        NonFiniteError: at NaN or inf, with step, site and rows; the parameters are the last good ones.
+        ExplosionError: when the gradient explodes, with parameter and figures.
         CaptureError: for ``capture=True``, if the steps cannot be captured.
         CollapseError: when the guide collapses, with site and figures.
         Exception: whatever a callback raises, with its name; the run is saved.
@@ -162,6 +171,7 @@ def fit(
     clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
     instance("collapse", collapse, (CollapseDetector, type(None)), "a CollapseDetector, or None for no detector")
     instance("name", name, (str, type(None)), "a text. Write name='mine', for instance")
+    policy = checked_on_fault(on_fault)
     folder = RunFolder.at(out, resume=resume)
     processes = start(
         accelerator=accelerator, devices=devices, strategy=strategy, precision=precision, num_nodes=num_nodes
@@ -194,14 +204,14 @@ def fit(
             "dtype": dtype_name(dtype), "default_dtype": dtype_name(torch.get_default_dtype()),
             "lr_scheduler": lr_scheduler and name_of(lr_scheduler), "capture": capture,
             "steps_per_call": steps_per_call,
-        } | processes.config  # fmt: skip
+        } | ({} if policy is None else {"on_fault": asdict(policy)}) | processes.config  # fmt: skip
         processes.check_alike(config)
         processes.agree(parameters)
         loop = Loop(
             model, guide, objective, schedule, parameters, rows, split.transform, checked.plate, checked.sizes,
             steps=plan.steps, batch_size=plan.batch_size, accumulate=plan.accumulate, seed=seed,
             log_every=plan.log_every, validate_every=plan.validate_every, held_out=held_out, clip_norm=clip_norm,
-            collapse=collapse, processes=processes,
+            collapse=collapse, explosion=explosion, on_fault=policy, processes=processes,
         )  # fmt: skip
         if capture:
             loop.capture = CapturedSteps(capture, loop, steps_per_call=steps_per_call)
@@ -210,7 +220,7 @@ def fit(
             return FitResult(
                 model, guide, config, pd.DataFrame(loop.history), checked.plate, rows, held_out,
                 folder=None if folder is None else folder.path, transform=split.transform, local=checked.local,
-                stopped=loop.stopped,
+                stopped=loop.stopped, rollbacks=loop.rollbacks.made,
             )  # fmt: skip
 
         watchers = Callbacks(callbacks, loop, result)

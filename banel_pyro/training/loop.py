@@ -19,9 +19,11 @@ from banel_pyro.seeding import fork_rng, load_rng_state, rng_state
 from banel_pyro.terms import LossTerms, Weight
 from banel_pyro.training.captured import CapturedSteps
 from banel_pyro.training.control import Controlled
+from banel_pyro.training.explosion import ExplosionDetector, ExplosionError, largest_gradient
 from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
 from banel_pyro.training.parameters import Parameters
 from banel_pyro.training.processes import Processes
+from banel_pyro.training.rollback import Rollback, Rollbacks
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
 
 __all__ = ["Loop"]
@@ -53,6 +55,8 @@ class Loop:
         held_out: rows that are evaluated, or none.
         clip_norm: largest gradient norm, or None.
         collapse: the collapse detector, or None.
+        explosion: the detector of exploding gradients, or None.
+        on_fault: whether and how to roll back; None to raise.
         capture: whether its steps are captured; None for steps that are all eager.
         processes: those that share the steps.
     """
@@ -75,6 +79,8 @@ class Loop:
     held_out: Rows = ()
     clip_norm: float | None = None
     collapse: CollapseDetector | None = None
+    explosion: ExplosionDetector | None = None
+    on_fault: Rollback | None = None
     capture: CapturedSteps | None = None
     processes: Processes = field(default_factory=Processes)
     step: int = 0
@@ -90,7 +96,15 @@ class Loop:
     _whole: bool = False
     _order: tuple[int, Tensor] | None = None
 
+    def __post_init__(self) -> None:
+        self.rollbacks = Rollbacks(self.on_fault, self.schedule)
+
     # ---- one step ---------------------------------------------------------------------------
+
+    @property
+    def noise(self) -> int | str:
+        """What the noise of the rows is named after, where processes have noise of their own."""
+        return self.rollbacks.noise(self.seed)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,7 +167,7 @@ class Loop:
             streams: where the noise of this process starts, for a graph; parameters are then those of the last step.
         """
         size, known = len(rows[0]) if rows else 1, streams is not None
-        streams = self.processes.streams(self.seed, self.step) if streams is None else streams
+        streams = self.processes.streams(self.noise, self.step) if streams is None else streams
         with self.processes.noise(self.plate.name, streams):
             parts = [self._differentiate(*part) for part in self._parts(index, rows, size)]
         terms, entropies = parts[0]
@@ -178,6 +192,12 @@ class Loop:
             weight = count / size if self.plate.scaled else float(count > 0)
             found.append((index[taken], tuple(row[taken] for row in rows), weight))
         return found
+
+    def part_indices(self) -> list[Tensor | None]:
+        """Indices of the rows of each batch that this process computes in the next step; None for all."""
+        index = self.index()
+        size = len(self.rows[0]) if index is None and self.rows else 1 if index is None else len(index)
+        return [part for part, *_ in self._parts(index, self.rows, size)]
 
     def _differentiate(
         self, index: Tensor | None, rows: Rows, weight: float = 1.0
@@ -252,13 +272,28 @@ class Loop:
         self._append(self.processes.on_first(lambda: row | self._judge()))
         if self.good is None or self.step - self.good["step"] >= GOOD_EVERY or self.step == self.steps:
             self.good = self.state()
+        self._keep()
         if self.capture is not None:
             self.capture.look_again()
+        self._detect()
+
+    def _keep(self) -> None:
+        """Keep a good state to roll back to where one is due: which steps that are, a resumed run knows too."""
+        unit = -(-GOOD_EVERY // self.log_every) * self.log_every
+        if self.on_fault is not None and self.step % unit == 0:
+            newest = self.good is not None and self.good["step"] == self.step
+            self.rollbacks.keep(self.good if newest else self.state(), unit)  # type: ignore[arg-type]
+
+    def _detect(self) -> None:
+        """Look for an exploding gradient and for a collapse."""
+        if self.explosion is not None and (exploded := self.explosion.check(self.history)) is not None:
+            since, report = exploded
+            raise ExplosionError(self.step, report, *largest_gradient(self), since)
         if self.collapse is None or (len(self.history) % self.collapse.window and self.step != self.steps):
             return  # it looks at means over a window: once in each is enough
         found = self.collapse.check(self.history, self.sizes)
         if found is not None:
-            raise CollapseError(self.step, *found)
+            raise CollapseError(self.step, *found, self.collapse.since(self.history))
 
     def _close(self, norm: Tensor | None) -> dict[str, Any]:
         """The row of the steps since the last log point, whose sums start anew."""
@@ -299,6 +334,7 @@ class Loop:
         }
         if self.parameters.lr is not None:
             row["lr"] = self.parameters.lr
+        row |= self.rollbacks.columns
         row |= {f"entropy[{site}]": value for site, value in entropies.items()}
         if isinstance(lam, Mapping):
             row |= {f"lam[{site}]": lam.get(site, 0.0) for site in entropies}
@@ -331,6 +367,7 @@ class Loop:
             "capture": None if self.capture is None else self.capture.state(),
             "last_terms": None if self.last_terms is None else dict(vars(self.last_terms)),
             "stopped": self.stopped,
+            **self.rollbacks.state(self),
         }
 
     def load(self, state: dict[str, Any], *, rollback: bool = False) -> None:
@@ -353,6 +390,7 @@ class Loop:
         self._metered, (self._sites, self._whole), self.lam = state["metered"], state["recorded"], state["lam"]
         if isinstance(self.schedule, Controlled):
             self.schedule.lam = state["next_lam"]
+        self.rollbacks.load(self, state)
         if self.capture is not None:  # its graphs work on the tensors that were
             self.capture.load(state["capture"])
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])

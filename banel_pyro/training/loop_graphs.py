@@ -39,7 +39,7 @@ class LoopGraphs:
     def __init__(self, loop: Loop, optimizer: Any, *, transform_inside: bool) -> None:
         self._loop, self.transform_inside, self.made = loop, transform_inside, set[int]()
         lam = loop.schedule(loop.step, loop.last_terms)
-        self._streams = len(loop.processes.streams(loop.seed, loop.step))
+        self._streams = len(loop.processes.streams(loop.noise, loop.step))
         self._sites = list(lam) if isinstance(lam, Mapping) else [""]
         if isinstance(loop.schedule, Constant):
             self._sites = []
@@ -55,7 +55,7 @@ class LoopGraphs:
         """A step as tensors and scheduled numbers; one that lies ``ahead``, ``offset`` steps, moves nothing."""
         numbers = [lam.get(site, 0.0) if isinstance(lam, Mapping) else lam for site in self._sites]
         tensors: tuple[Tensor, ...] = () if index is None else (index,)
-        tensors += tuple(self._loop.processes.streams(self._loop.seed, self._loop.step + offset))
+        tensors += tuple(self._loop.processes.streams(self._loop.noise, self._loop.step + offset))
         if not self.transform_inside:
             tensors += self._loop.picked(index)
         return self.captured.step_of(tensors, numbers, ahead=ahead)

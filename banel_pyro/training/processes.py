@@ -16,8 +16,7 @@ from banel_pyro.capture.flat import CaptureError
 from banel_pyro.capture.operators import add_up
 from banel_pyro.streams import OwnNoise, stream_states
 from banel_pyro.terms import LossTerms
-from banel_pyro.training.faults import NonFiniteError
-from banel_pyro.training.stopping import CollapseError
+from banel_pyro.training.rollback import FAULTS
 
 if TYPE_CHECKING:
     from banel_pyro.training.parameters import Parameters
@@ -73,7 +72,7 @@ class Processes:
         start, stop = (size * r // self.count for r in (self.rank, self.rank + 1))
         return [slice(i, min(i + batch, stop)) for i in range(start, stop, batch)] or [slice(start, start)]
 
-    def streams(self, seed: int, step: int) -> list[Tensor]:
+    def streams(self, seed: int | str, step: int) -> list[Tensor]:
         """Where the noise of this process's rows starts in a step; nothing if there is one process."""
         return [] if self.count == 1 else stream_states(f"{seed}/{step}/{self.rank}", self.device)
 
@@ -311,7 +310,7 @@ class Processes:
         """Leave the others when this process fails alone, so that they fail at once and do not wait for it."""
         try:
             yield
-        except (NonFiniteError, CollapseError, CaptureError):  # all see the same numbers, and raise the same
+        except (*FAULTS, CaptureError):  # all see the same numbers, and raise the same
             raise
         except BaseException as error:
             if self.count > 1:

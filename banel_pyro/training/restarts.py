@@ -20,9 +20,8 @@ from banel_pyro.pair import Pair
 from banel_pyro.run import FitResult
 from banel_pyro.seeding import fork_rng
 from banel_pyro.terms import Estimate
-from banel_pyro.training.faults import NonFiniteError
 from banel_pyro.training.interrupt import INTERRUPTED
-from banel_pyro.training.stopping import CollapseError
+from banel_pyro.training.rollback import FAULTS
 
 __all__ = ["Restarts", "restarts"]
 
@@ -100,7 +99,7 @@ def restarts(
             seen += fresh_modules(pair.model, pair.guide, seen)
             try:
                 result = replace(pair, data=lambda: split).fit(seed=seed, out=folder, **options)
-            except (NonFiniteError, CollapseError) as error:
+            except FAULTS as error:
                 rows[seed] = {"stopped": f"{type(error).__name__}: {error}"}
                 continue
             if result.stopped == INTERRUPTED:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["CollapseDetector", "CollapseError", "noise_variance"]
+__all__ = ["CollapseDetector", "CollapseError", "Columns", "at_present_lam", "columns_of", "noise_variance"]
 
 Columns: TypeAlias = dict[str, NDArray[np.float64]]
 
@@ -23,13 +23,18 @@ class CollapseError(RuntimeError):
         step: the step at which it was noticed.
         site: the density of the guide whose entropy fell most.
         report: the figures, in one sentence.
+        since: the step from which on it went wrong, if that is known: ``step`` by default.
+
+    ``summary`` is the message without its advice.
     """
 
-    def __init__(self, step: int, site: str, report: str) -> None:
-        self.step, self.site = step, site
+    def __init__(self, step: int, site: str, report: str, since: int | None = None) -> None:
+        self.step, self.site, self.since = step, site, step if since is None else since
+        self.summary = f"step {step}: the guide collapses at site '{site}'. {report.removesuffix('.')}"
         super().__init__(
-            f"step {step}: the guide collapses at site '{site}'. {report} Use a smaller lam, a non-centred form of the "
-            "model, a mapping of lam that leaves this site out; or collapse=None in fit to go on regardless."
+            f"{self.summary}. Use a smaller lam, a non-centred form of the model, a mapping of lam that leaves this "
+            "site out; on_fault='rollback' to go on from an earlier state with a smaller lam; or collapse=None in fit "
+            "to go on regardless."
         )
 
 
@@ -84,7 +89,7 @@ class CollapseDetector:
         """
         if len(history) < 3 * self.window:
             return None
-        columns = self._at_present_lam(_columns(history))
+        columns = at_present_lam(columns_of(history), self.tolerance)
         best, fallen, noise = self._fall(columns["elbo"])
         if fallen <= self.noise * noise:
             return None
@@ -99,12 +104,10 @@ class CollapseDetector:
             f"{fallen:.3g} (noise {noise:.2g})."
         )
 
-    def _at_present_lam(self, columns: Columns) -> Columns:
-        """The log points since λ came near its present value."""
-        lams = np.stack([np.nan_to_num(v) for c, v in columns.items() if c == "lam" or c.startswith("lam[")], axis=1)
-        far = (np.abs(lams - lams[-1]) > self.tolerance).any(axis=1).nonzero()[0]
-        start = int(far[-1]) + 1 if len(far) else 0
-        return {name: values[start:] for name, values in columns.items()}
+    def since(self, history: pd.DataFrame | Sequence[Mapping[str, Any]]) -> int:
+        """The step with the best untempered ELBO at the present λ: where a collapse that is found began."""
+        columns = at_present_lam(columns_of(history), self.tolerance)
+        return int(columns["step"][self._fall(columns["elbo"])[0]])
 
     def _fall(self, elbo: NDArray[np.float64]) -> tuple[int, float, float]:
         """Where the ELBO was best, how far it has fallen since, and the noise of that; 0 while that is too recent."""
@@ -134,12 +137,26 @@ class CollapseDetector:
         return float(before - earlier - bound - noise), float(before - now)
 
 
-def _columns(history: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Columns:
-    """What the detector looks at, as arrays."""
+def columns_of(history: pd.DataFrame | Sequence[Mapping[str, Any]]) -> Columns:
+    """What detectors look at, as arrays: steps, λ, ELBO, entropies, norms of gradients."""
     rows = history.to_dict("records") if isinstance(history, pd.DataFrame) else history
-    names = [str(c) for c in rows[-1] if c in ("step", "elbo", "lam") or str(c).startswith(("lam[", "entropy["))]
+    looked_at = ("step", "elbo", "lam", "grad_norm")
+    names = [str(c) for c in rows[-1] if c in looked_at or str(c).startswith(("lam[", "entropy["))]
     nan = math.nan
     return {name: np.array([row.get(name, nan) for row in rows], dtype=float) for name in names}
+
+
+def at_present_lam(columns: Columns, tolerance: float) -> Columns:
+    """The log points since λ came near its present value.
+
+    Args:
+        columns: from :func:`columns_of`.
+        tolerance: of λ.
+    """
+    lams = np.stack([np.nan_to_num(v) for c, v in columns.items() if c == "lam" or c.startswith("lam[")], axis=1)
+    far = (np.abs(lams - lams[-1]) > tolerance).any(axis=1).nonzero()[0]
+    start = int(far[-1]) + 1 if len(far) else 0
+    return {name: values[start:] for name, values in columns.items()}
 
 
 def noise_variance(values: NDArray[np.float64]) -> float:
