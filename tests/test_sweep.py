@@ -296,6 +296,11 @@ def test_a_search_tries_so_many_lambda_and_is_never_on_the_loss(folder: Path) ->
     for trial in trials(folder / "runs"):
         group = next(g for g in report.groups if g.name == trial.user_attrs["name"])
         assert trial.value == pytest.approx(group.value("predictive").value, abs=1e-6)
+        state = parameters(folder / "runs" / f"{group.name},seed=0")
+        loc, scale = state["AutoNormal.locs.mu"], torch.nn.functional.softplus(state["AutoNormal.scales.mu"])
+        exact = torch.distributions.Normal(loc, (1.0 + scale**2).sqrt()).log_prob(torch.linspace(-2.0, 2.0, 7)).mean()
+        # to first order the error is that of the draws' mean, times the mean slope of log p(x | mu)
+        assert trial.value == pytest.approx(float(exact), abs=4 * float(scale * loc) / 10)
     before = [group.lam for group in report.groups]
     assert banel(*command[:2], "--trials", "4", *command[4:], "--resume").code == 0
     assert set(before) < {group.lam for group in read_sweep(folder / "runs").groups}

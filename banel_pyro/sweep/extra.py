@@ -11,10 +11,10 @@ the row: such a number rises as the guide narrows, and is no predictive density.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from pyro import poutine
@@ -22,9 +22,9 @@ from pyro import poutine
 from banel_pyro.batches import Rows, transformed
 from banel_pyro.checkpoint import write_whole
 from banel_pyro.diagnostics.decode import prior_samples
+from banel_pyro.diagnostics.held_out import log_predictive
 from banel_pyro.diagnostics.stored import is_local
-from banel_pyro.evaluate import iwae_per_datum
-from banel_pyro.inference_data import ArviZ, group, group_names
+from banel_pyro.inference_data import group
 from banel_pyro.report.numbers import run_numbers
 from banel_pyro.run import FitResult, RunFolder
 from banel_pyro.seeding import fork_rng
@@ -32,7 +32,7 @@ from banel_pyro.sweep.checks import checks_of
 from banel_pyro.sweep.plan import Sweep
 from banel_pyro.terms import Estimate
 
-__all__ = ["FILE", "described", "judge", "log_predictive_per_datum", "read_extra", "score_of", "write_extra"]
+__all__ = ["FILE", "described", "judge", "read_extra", "score_of", "write_extra"]
 
 FILE = "sweep.nc"
 """The file of a run folder that holds all this; it is the last one that is written."""
@@ -48,8 +48,9 @@ def described(result: FitResult) -> dict[str, Any]:
         result: of the run, with its parameters in the param store.
 
     Returns:
-        ``name`` and ``data`` (a hash) of the pair; whether its model ``learns``, has ``held_out`` rows, and only
-        latents that are ``local`` to data points; ``dimensions`` of the latents per data point.
+        ``name`` and ``data`` (a hash) of the pair; whether its model ``learns``, has ``held_out`` rows, a
+        ``predictive`` density of them, and only latents that are ``local`` to data points; ``dimensions`` of the
+        latents per data point.
     """
     rows = transformed(result.rows, result.transform)
     few = tuple(row[:2] for row in rows) if result.plate.name else rows
@@ -57,11 +58,17 @@ def described(result: FitResult) -> dict[str, Any]:
     local = is_local(idata)
     if not local and result.plate.name:
         idata = result.posterior(num_samples=2, groups=())
-    sizes = [array.isel(chain=0, draw=0).size for array in group(idata, "posterior").values()]
+    owned = {name for names in json.loads(idata.attrs["densities"]).values() for name in names}
+    sizes = [array.isel(chain=0, draw=0).size for n, array in group(idata, "posterior").items() if n in owned]
     count = 1 if not result.plate.name else len(few[0]) if local else len(rows[0])
+    predictive = False
+    if result.held_out and not local:
+        with suppress(ValueError):  # of pairs that have none, such as a guide that is a point
+            log_predictive(result, num_samples=2, seed=0)
+            predictive = True
     return {
         "name": result.config["name"], "data": result.config["data"], "learns": _learns(result, few),
-        "held_out": bool(result.held_out), "local": local, "dimensions": sum(sizes) / count,
+        "held_out": bool(result.held_out), "predictive": predictive, "local": local, "dimensions": sum(sizes) / count,
     }  # fmt: skip
 
 
@@ -82,9 +89,9 @@ def write_extra(folder: RunFolder, result: FitResult, sweep: Sweep) -> None:
         sweep: what it is a run of.
     """
     found: dict[str, Any] = {}
-    if sweep.about.get("held_out") and not sweep.about.get("local"):
-        idata = result.posterior(result.held_out, num_samples=sweep.draws, groups=("log_likelihood",))
-        found["log_predictive"] = xr.DataArray(log_predictive_per_datum(idata), dims=("datum",))
+    if sweep.about.get("predictive"):
+        rows = log_predictive(result, num_samples=sweep.draws, seed=result.config["seed"]).per_datum
+        found["log_predictive"] = xr.DataArray(rows["log_predictive"].to_numpy(), dims=("datum",))
     if sweep.about.get("learns") and (samples := _samples(result)) is not None:
         found["samples"] = samples
     checks = checks_of(folder.read_posterior(), result.history)
@@ -119,31 +126,6 @@ def read_extra(folder: Path) -> xr.Dataset:
         return data.load()
 
 
-def log_predictive_per_datum(idata: ArviZ) -> np.ndarray[Any, np.dtype[np.floating[Any]]]:
-    r"""The log predictive density :math:`\log \frac1S \sum_s p(x_i \mid z_s)` of each row.
-
-    Args:
-        idata: draws of a guide of other rows, with the group ``log_likelihood`` of these.
-
-    Returns:
-        A vector (datum) in nats.
-
-    Raises:
-        ValueError: without that group, or without a plate over data points.
-    """
-    plate = idata.attrs["data_plate"]
-    if "log_likelihood" not in group_names(idata) or not plate:
-        raise ValueError(
-            f"idata has groups {group_names(idata)} and data plate {plate!r}: expected log_likelihood among them, and "
-            "a plate. Draw with groups=('log_likelihood',)."
-        )
-    sites = [site for site in group(idata, "log_likelihood").values() if plate in site.dims]
-    over = [[dim for dim in site.dims if dim not in ("chain", "draw", plate)] for site in sites]
-    summed = [site.sum(dims).transpose("chain", "draw", plate) for site, dims in zip(sites, over, strict=True)]
-    rows = np.sum([site.to_numpy() for site in summed], axis=0)
-    return iwae_per_datum(rows.reshape(-1, rows.shape[-1]).astype(float))
-
-
 def judge(folder: Path, sweep: Sweep) -> float:
     """The number that a search maximises, of one run: per data point in nats, and never with λ in it.
 
@@ -170,11 +152,11 @@ def score_of(sweep: Sweep) -> str:
         ValueError: for a score that would mislead for this pair.
     """
     about = sweep.about
-    predictive = bool(about.get("held_out")) and not about.get("local")
+    predictive = bool(about.get("predictive"))
     if sweep.score == "predictive" and not predictive:
-        why = "its latents are local: the guide draws them after a look at the row" if about.get("local") else (
-            "it has no held-out rows"
-        )  # fmt: skip
+        why = "it has no held-out rows" if not about.get("held_out") else "it has none that can be computed"
+        if about.get("local"):
+            why = "its latents are local: the guide draws them after a look at the row"
         raise ValueError(f"objective='predictive': {about.get('name')} has no predictive density, {why}. Use elbo.")
     if sweep.score == "iwae" and not about.get("learns"):
         raise ValueError(
