@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,14 @@ def test_the_page_answers(run: Path) -> None:
     assert "<strong>Try:</strong>" in page
     data = json.loads(page.split('id="numbers">')[1].split("</script>")[0])
     assert data["trust"]["λ = 0.4"]["verdict"] == "amber"
+
+
+def test_rollbacks_are_on_the_page(run: Path) -> None:
+    comparison = read_comparison(run)
+    (first,) = comparison.runs
+    assert "after which the learning rate" not in render(comparison)
+    rolled = replace(first, history=first.history.assign(rollbacks=[0.0] * (len(first.history) - 1) + [2.0]))
+    assert "2, after which the learning rate and λ were smaller" in render(replace(comparison, runs=(rolled,)))
 
 
 def test_a_reference_on_the_page(run: Path) -> None:

@@ -112,6 +112,9 @@ def _glossary(terms: Sequence[str]) -> str:
 def _provenance(runs: Sequence[Run]) -> pd.DataFrame:
     """What made the runs: one column where they agree, else one for each."""
     columns = {run.label: made(run.config, f"{run.numbers.draws}, of {run.numbers.rows}") for run in runs}
+    for run in runs:
+        if back := int(run.history["rollbacks"].max()) if "rollbacks" in run.history else 0:
+            columns[run.label]["rollbacks"] = f"{back}, after which the learning rate and λ were smaller"
     first = next(iter(columns.values()))
     same = all(column == first for column in columns.values())
     return pd.DataFrame({"all runs" if len(runs) > 1 else runs[0].label: first} if same else columns)
