@@ -218,8 +218,12 @@ def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], 
     """The groups of a table as Datasets, which both lines of ArviZ take as they are."""
     arrays = {name: found for name in GROUPS if name in groups and (found := table.arrays(name))}
     _check_coords(coords, table.sizes(arrays), table.plates.union(*table.names.values()))
-    about = {"data_plate": table.plate.name or "", "densities": table.densities, "point_masses": sorted(table.points)}
-    about["subsampled"] = sorted(table.subsampled)
+    about: dict[str, Any] = {
+        "data_plate": table.plate.name or "",
+        "densities": table.densities,
+        "point_masses": sorted(table.points),
+    }
+    about |= {"subsampled": sorted(table.subsampled), "num_rows": table.size if table.plate.name else 0}
     versions = {name: version(name) for name in ("banel_pyro", "pyro-ppl", "torch")} | arviz_version()
     plain = {
         "created_at": datetime.now(UTC).isoformat(),

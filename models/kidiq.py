@@ -6,7 +6,7 @@ The score y_n of child n, whose mother has finished high school (h_n = 1) or not
 
 This is posteriordb's `kidiq-kidscore_momhsiq` in its names, whose coefficients have flat priors: normal ones as wide as
 these move no digit that can be seen. Its columns are as they were measured, so that intercept and slope of q go
-together at -0.98 and their sds differ by a factor of a hundred: independent guides are far too narrow (`raw`). Drawn
+together at -0.95 and their sds differ by a factor of a hundred: independent guides are far too narrow (`raw`). Drawn
 for centred columns, with beta computed from that, the same posterior is nearly a product (the other pairs).
 """
 

@@ -25,6 +25,12 @@ WIDE = 1.25
 """Sd over the right one above which a posterior is too wide; 95 % intervals then cover 98.6 %."""
 SETTLED = 0.25
 """Nats by which the ELBO may still be moving, from one quarter of the run to the next."""
+NOISY = 1.0
+"""Nats of noise in that above which nobody can tell."""
+FEW = 10
+"""Simulations below which a calibration says nothing."""
+NO_KL = 0.1
+"""Nats of KL to the prior below which a row's posterior is its prior."""
 GAP = 1.0
 """Nats between ELBO and evidence."""
 HEAVY = 1.0
@@ -82,20 +88,26 @@ def by_training(rise: float, noise: float, fall: float) -> Check:
     Args:
         rise: of the untempered ELBO from the third quarter of the run to the last, in nats of one posterior.
         noise: standard error of that.
-        fall: of the held-out ELBO from its best to its last value, in nats; NaN without held-out rows.
+        fall: of the held-out ELBO from its best, beyond its noise, in nats; NaN without held-out rows.
     """
-    name, limit = "training", max(SETTLED, 2 * noise)
+    name, limit = "training", f"the ELBO moves by at most {SETTLED:g} nats, or what noise of {NOISY:g} nat may be"
     if fall > SETTLED:
         return Check(
-            name, "amber", f"the held-out ELBO has fallen by {fall:.2f} nats from its best", fall, SETTLED,
-            f"within {SETTLED:g} nats of its best",
-            "The model learns its training rows by heart.", "Stop earlier (Patience), or take a smaller model.",
+            name, "amber", f"the held-out ELBO has fallen by {fall:.2f} nats from its best", fall, SETTLED, limit,
+            "The fit has become worse on rows that it was not trained on.",
+            "Stop earlier (Patience); if the model learns, take a smaller one.",
         )  # fmt: skip
-    moved = "risen" if rise >= 0 else "fallen"
+    moved = f"the ELBO has {'risen' if rise >= 0 else 'fallen'} by {abs(rise):.2f} nats in the last quarter"
+    settled = abs(rise) <= max(SETTLED, 2 * noise)
+    if settled and noise > NOISY:
+        return Check(
+            name, "amber", f"{moved}, within noise of {noise:.2f}", rise, SETTLED, limit,
+            "Its noise is too large to tell whether training has come to an end.",
+            "More particles or larger batches, more steps between log points, or a learning rate that falls.",
+        )  # fmt: skip
+    red = abs(rise) > 10 * max(SETTLED, 2 * noise)
     return _check(
-        name, "green" if abs(rise) <= limit else "amber" if abs(rise) <= 10 * limit else "red",
-        f"the ELBO has {moved} by {abs(rise):.2f} nats in the last quarter", rise, limit,
-        f"the ELBO moves by at most {limit:.2g} nats",
+        name, "green" if settled else "red" if red else "amber", moved, rise, SETTLED, limit,
         "Checks of a posterior that is still moving are those of another one.", "Train longer, or with a smaller lr.",
     )  # fmt: skip
 
@@ -108,7 +120,7 @@ def by_k_hat(k_hat: float, threshold: float, rows: str = "") -> Check:
         threshold: for the number of draws.
         rows: ends what is said of it, such as ``" for 90 % of rows"``.
     """
-    shown = "∞" if math.isinf(k_hat) and k_hat > 0 else "none, all weights are equal" if math.isinf(k_hat) else ""
+    shown = ("∞" if k_hat > 0 else "none, the largest weights are equal") if math.isinf(k_hat) else ""
     return _check(
         "importance weights", "green" if k_hat <= threshold else "amber" if k_hat <= HEAVY else "red",
         f"k̂ = {shown or format(k_hat, '.2f')}{rows}", k_hat, threshold, f"k̂ ≤ {threshold:.2f}",
@@ -127,12 +139,12 @@ def by_spread(table: pd.DataFrame, threshold: float, *, passing: float) -> Check
         passing: share of the weights that pass it.
     """
     name = "spread"
-    if passing < 0.5 or table.empty:
+    if passing < 0.5:
         return not_judged(
-            name, f"Only {_percent(passing)} of the weights pass k̂ ≤ {threshold:.2f}, so no corrected spread is known.",
+            name, f"Only {_percent(passing)} of the weights pass k̂ ≤ {threshold:.2f}: no corrected spread is known.",
             "Compare with a reference, such as nuts_reference, or calibrate by simulation.",
         )  # fmt: skip
-    return _by_coverage(name, table["coverage_95"], table["ratio"], "the corrected posterior")
+    return _by_coverage(name, table, "ratio", "the corrected posterior")
 
 
 def by_reference(table: pd.DataFrame) -> Check:
@@ -141,16 +153,24 @@ def by_reference(table: pd.DataFrame) -> Check:
     Args:
         table: from :func:`~banel_pyro.diagnostics.compare`.
     """
-    return _by_coverage("reference", table["coverage_95"], table["sd_ratio"], "the reference")
+    return _by_coverage("reference", table, "sd_ratio", "the reference")
 
 
-def _by_coverage(name: str, coverage: pd.Series, ratio: pd.Series, of: str) -> Check:
-    """A verdict by the narrowest latent; where none is too narrow, by the widest."""
+def _by_coverage(name: str, table: pd.DataFrame, column: str, of: str) -> Check:
+    """A verdict by the narrowest latent; where none is too narrow, by rows that are, and then by the widest."""
+    table = table.dropna(subset=["coverage_95", column])
+    if table.empty:
+        return not_judged(name, "No latent has intervals: all are discrete, or do not vary.", "Compare probabilities.")
+    coverage, ratio = table["coverage_95"], table[column]
     least, widest = str(coverage.idxmin()), str(ratio.idxmax())
-    value, rule = (
-        float(coverage[least]),
-        f"at least {_percent(COVERED)} are covered, and no sd is {WIDE:g} times too large",
-    )
+    value, low = float(coverage[least]), table.get("coverage_low", coverage)
+    rule = f"at least {_percent(COVERED)} are covered, and no sd is {WIDE:g} times too large"
+    if value >= COVERED > MISSED > low.min():
+        return Check(
+            name, "amber", f"95 % intervals of {low.idxmin()} cover less than {_percent(low.min())} in a tenth of rows",
+            float(low.min()), MISSED, rule, "Right on average, but not for every row.",
+            "A richer guide, or a larger encoder; look at the rows with importance().",
+        )  # fmt: skip
     if value >= COVERED and ratio[widest] > WIDE:
         return Check(
             name, "amber", f"{widest} is {ratio[widest]:.2f} times as wide as {of}", float(ratio[widest]), WIDE, rule,
@@ -182,7 +202,7 @@ def by_lam(lam: float) -> Check:
     """What λ alone does to the spread, whatever else was measured.
 
     Args:
-        lam: the largest λ of any site at the end of the run; the smallest where all are below 0.
+        lam: of a site at the end of the run.
     """
     value = tempered_coverage(lam)
     wide = lam < 0 and 1 - lam > WIDE**2
@@ -203,24 +223,27 @@ def by_gap(gap: float, stderr: float, of: str) -> Check:
         stderr: its standard error.
         of: whose posterior, in words.
     """
+    error = f" ± {stderr:.2f}" if math.isfinite(stderr) else ""
     return _check(
-        "gap", "green" if gap <= GAP else "amber", f"{gap:.2f} ± {stderr:.2f} nats {of}", gap, GAP,
+        "gap", "green" if gap <= GAP else "amber", f"{gap:.2f}{error} nats {of}", gap, GAP,
         f"at most {GAP:g} nat",
         "The distance of the guide to the posterior: what the ELBO lacks of log p(x), if not more.",
         "A richer guide, a smaller λ, or longer training.",
     )  # fmt: skip
 
 
-def by_active_units(active: int, latents: int) -> Check:
+def by_active_units(active: int, latents: int, kl: float) -> Check:
     """How many latent dimensions the data move.
 
     Args:
         active: dimensions whose posterior mean varies over rows.
         latents: all of them.
+        kl: of a row's posterior to the prior, in nats, averaged over rows.
     """
+    collapsed = not active and kl < NO_KL
     return _check(
-        "latent dimensions", "green" if 2 * active >= latents else "amber" if active else "red",
-        f"{active} of {latents} carry information about the data", active, math.ceil(latents / 2),
+        "latent dimensions", "red" if collapsed else "green" if 2 * active >= latents else "amber",
+        f"{active} of {latents} carry information about the data, KL {kl:.2f} nats", active, math.ceil(latents / 2),
         "at least half carry information",
         "A dimension whose posterior is the prior says nothing about a row; with none left, it has collapsed.",
         "λ > 0, a schedule that warms the KL up, fewer dimensions, or a weaker decoder.",
@@ -233,14 +256,18 @@ def by_calibration(calibration: Calibration) -> Check:
     Args:
         calibration: from :func:`~banel_pyro.diagnostics.calibrate`.
     """
+    made, failed = calibration.num_simulations, len(calibration.failed)
+    if made < FEW:
+        return not_judged("calibration", f"{made} simulations are too few.", f"Run {10 * FEW} or more.")
     coverage = calibration.coverage((0.95,))["0.95"]
-    least = str(coverage.idxmin())
-    passes = calibration.passes("spread")
-    verdict: Verdict = "green" if passes else "amber" if coverage[least] >= MISSED else "red"
+    least, passes = str(coverage.idxmin()), calibration.passes("spread")
+    value = float(coverage[least])
+    fine = passes and value >= COVERED and failed <= made / 10
+    broken = f", {failed} fits broke down" if failed else ""
     return _check(
-        "calibration", verdict,
-        f"ranks of {calibration.num_simulations} true values {'are' if passes else 'are not'} uniform; 95 % intervals "
-        f"of {least} cover {_percent(coverage[least])}", float(coverage[least]), COVERED, "ranks are uniform, at 1 %",
+        "calibration", "green" if fine else "amber" if value >= MISSED else "red",
+        f"ranks of {made} true values {'are' if passes else 'are not'} uniform; 95 % intervals of {least} cover "
+        f"{_percent(value)}{broken}", value, COVERED, f"ranks are uniform, and {_percent(COVERED)} are covered",
         "Whether fits to data simulated from the model itself contain the truth as often as they say.",
-        "A smaller λ, a richer guide, or longer training.",
+        "A smaller λ, a richer guide, longer training, or more simulations.",
     )  # fmt: skip

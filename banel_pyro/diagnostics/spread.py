@@ -93,7 +93,8 @@ def active_units(idata: ArviZ, name: str, plate: str, *, threshold: float = 0.01
     r"""Latent dimensions that carry information about the data.
 
     Counts dimensions u with :math:`\operatorname{Var}_x(E_q[z_u \mid x])` above ``threshold``
-    (Burda et al. 2016, arXiv 1509.00519).
+    (Burda et al. 2016, arXiv 1509.00519). What the noise of means over few draws adds to it, :math:`E_x
+    [\operatorname{Var}_q(z_u \mid x)] / S`, is taken off.
 
     Args:
         idata: from :func:`~banel_pyro.to_arviz`.
@@ -106,8 +107,10 @@ def active_units(idata: ArviZ, name: str, plate: str, *, threshold: float = 0.01
     """
     posterior = group(idata, "posterior")
     _check(posterior, [name], (plate,), 0.5)
-    means = posterior[name].mean(["chain", "draw"])
-    return int((means.var(plate) > threshold).sum())
+    draws = posterior[name]
+    size = draws.sizes["chain"] * draws.sizes["draw"]
+    noise = draws.var(["chain", "draw"]).mean(plate) / max(size - 1, 1)
+    return int((draws.mean(["chain", "draw"]).var(plate) - noise > threshold).sum())
 
 
 def densities_of(idata: ArviZ) -> Mapping[str, list[str]]:

@@ -22,6 +22,7 @@ from banel_pyro.diagnostics.reference import compare
 from banel_pyro.diagnostics.spread import active_units, densities_of
 from banel_pyro.diagnostics.stored import (
     corrected_spread,
+    discrete_latents,
     is_local,
     kind_of,
     number_of_rows,
@@ -127,10 +128,15 @@ def trust(
     """
     checks = [_training(idata, history), *_weights(idata, importance), _lam(idata, history), *_latents(idata)]
     if reference is not None:
-        checks.append(judge.by_reference(compare(idata, reference)))
+        checks.append(judge.by_reference(_compared(idata, reference)))
     if calibration is not None:
         checks.append(judge.by_calibration(calibration))
     return Trust(tuple(checks))
+
+
+def _compared(idata: ArviZ, reference: ArviZ) -> pd.DataFrame:
+    table, discrete = compare(idata, reference), set(discrete_latents(idata))
+    return table[[str(label).partition("[")[0] not in discrete for label in table.index]]
 
 
 # ---- the number of each check ---------------------------------------------------------------------
@@ -143,17 +149,25 @@ def _training(idata: ArviZ, history: pd.DataFrame | None) -> Check:
             "training", f"There {'is no history' if not rows else f'are {rows} log points'}, so nobody saw it settle.",
             "Pass history=, of a run with at least 8 log points (log_every=).",
         )  # fmt: skip
-    # of latents that data points share there is one posterior, whatever their number
-    scale = 1 if is_local(idata) else number_of_rows(idata) or 1
+    size = number_of_rows(idata)
+    if size is None and idata.attrs["data_plate"]:
+        return judge.not_judged("training", "The draws do not say of how many rows they are.", "Draw them anew.")
+    scale = 1 if is_local(idata) else size or 1  # of latents that data points share there is one posterior
     elbo = history["elbo"].to_numpy(dtype=float) * scale
     quarter = rows // 4
     rise = float(elbo[-quarter:].mean() - elbo[-2 * quarter : -quarter].mean())
-    noise = float(np.diff(elbo[-2 * quarter :]).std()) / math.sqrt(
-        quarter
-    )  # of both means; no trend is counted as noise
-    held_out = history["val_elbo"].dropna().to_numpy() * scale if "val_elbo" in history else np.zeros(0)
-    fall = float(held_out.max() - held_out[-1]) if len(held_out) else math.nan
-    return judge.by_training(rise, noise, fall)
+    noise = float(np.diff(elbo[-2 * quarter :]).std()) / math.sqrt(quarter)  # of both means; a trend is no noise
+    held_out = history["val_elbo"].dropna().to_numpy() if "val_elbo" in history else np.zeros(0)
+    return judge.by_training(rise, noise, _fall(held_out * scale))
+
+
+def _fall(elbo: np.ndarray[Any, Any]) -> float:
+    """How far the last of some noisy numbers are below the best, beyond two standard errors; means of three."""
+    if len(elbo) < 6:
+        return math.nan
+    means = np.convolve(elbo, np.ones(3) / 3, mode="valid")
+    noise = float(np.diff(elbo).std()) / math.sqrt(3)  # of the difference of two such means
+    return max(0.0, float(means.max() - means[-1]) - 2 * noise)
 
 
 def _weights(idata: ArviZ, importance: Importance | None) -> Iterator[Check]:
@@ -161,7 +175,7 @@ def _weights(idata: ArviZ, importance: Importance | None) -> Iterator[Check]:
     points, stats = point_masses(idata), group(idata, "sample_stats")
     draws = stats.sizes["chain"] * stats.sizes["draw"]
     if importance is not None:
-        yield from _given_weights(importance)
+        yield from _given_weights(importance, idata)
     elif points:
         yield judge.Check(
             "spread", "red", f"the posterior of {', '.join(points)} is a point", 0.0, judge.COVERED, "it has a spread",
@@ -187,18 +201,33 @@ def _weights(idata: ArviZ, importance: Importance | None) -> Iterator[Check]:
 
 def _stored_weights(idata: ArviZ, draws: int) -> Iterator[Check]:
     found, threshold = stored_weights(idata), k_hat_threshold(draws)
-    local, k_hat = found.plate is not None, found.smoothed.k_hat
-    yield judge.by_k_hat(_most(k_hat), threshold, _ROWS if local else "")
-    spread = corrected_spread(idata, found, largest_k_hat=threshold)
-    yield judge.by_spread(spread, threshold, passing=float(np.mean(k_hat <= threshold)))
-    evidence = iwae_per_datum(found.log_w)
-    gaps = evidence - found.log_w.mean(axis=0)
+    local, k_hat = found.plate is not None, found.k_hat
+    if not k_hat.size:
+        yield judge.not_judged("importance weights", "Every row is masked.", "Draw for rows that are not.")
+        return
+    passing = k_hat <= threshold
+    yield judge.by_k_hat(_most(k_hat), threshold, _rows(passing) if local else "")
+    table = corrected_spread(idata, found, largest_k_hat=threshold)
+    yield judge.by_spread(table, threshold, passing=float(np.mean(passing)))
+    yield from _discrete(idata)
+    log_w = found.log_w[:, found.seen] if local else found.log_w
+    evidence = iwae_per_datum(log_w)
+    gaps = evidence - log_w.mean(axis=0)
     # of one posterior by the influence of its draws, of many by how they differ
-    errors = mean_estimate(gaps if local else np.exp(found.log_w - evidence) - found.log_w).stderr
+    errors = mean_estimate(gaps if local else np.exp(log_w - evidence) - log_w).stderr
     yield judge.by_gap(float(gaps.mean()), errors, "per row" if local else "in all")
 
 
-_ROWS = f" at most, in {100 * ROWS:.0f} % of rows"
+def _discrete(idata: ArviZ) -> Iterator[Check]:
+    if names := discrete_latents(idata):
+        yield judge.not_judged(
+            "discrete latents", f"{', '.join(names)}: of few values there are no intervals.",
+            "Compare probabilities with a reference, or sum the sites out.",
+        )  # fmt: skip
+
+
+def _rows(passing: np.ndarray[Any, Any]) -> str:
+    return f" at most, in {100 * ROWS:.0f} % of rows; {int((~passing).sum())} of {len(passing)} fail"
 
 
 def _most(k_hat: np.ndarray[Any, Any]) -> float:
@@ -206,26 +235,45 @@ def _most(k_hat: np.ndarray[Any, Any]) -> float:
     return float(np.quantile(k_hat, ROWS, method="higher")) if k_hat.ndim else float(k_hat)
 
 
-def _given_weights(given: Importance) -> Iterator[Check]:
+def _given_weights(given: Importance, idata: ArviZ) -> Iterator[Check]:
     """The same of weights that were drawn for it."""
     rows = given.per_datum["k_hat"].to_numpy() if "k_hat" in given.per_datum else np.zeros(0)
     local = given.kind == "local"
     k_hat = _most(rows) if local else max([given.k_hat, *([_most(rows)] if len(rows) else [])])
-    yield judge.by_k_hat(k_hat, given.threshold, _ROWS if local else "")
-    yield _given_spread(given)
+    yield judge.by_k_hat(k_hat, given.threshold, _rows(rows <= given.threshold) if local else "")
+    yield _given_spread(given, idata)
+    yield from _discrete(idata)
     rows_of = max(len(given.per_datum), 1) if local else 1
     yield judge.by_gap(given.gap.value / rows_of, given.gap.stderr / rows_of, "per row" if local else "in all")
 
 
-def _given_spread(given: Importance) -> Check:
+def _given_spread(given: Importance, idata: ArviZ) -> Check:
     if given.sds is None:
         return judge.not_judged("spread", "importance() was asked for no draws.", "Call it with draws=True.")
-    passing = given.sds["k_hat"] <= given.threshold
-    table = given.sds[passing].copy()
+    latents = _intervals(given.sds, idata)
+    table = latents[latents["k_hat"] <= given.threshold].copy()
     # with the corrected sd, and centres as far apart: exact where both are normal
     reach, shift = 1.959964 * table["ratio"], table["shift"]
     table["coverage_95"] = ndtr(shift + reach) - ndtr(shift - reach)
-    return judge.by_spread(table, given.threshold, passing=float(passing.mean()))
+    passing = len(table) / max(len(latents), 1)
+    if given.kind == "local" and not table.empty:  # as for stored weights, a mean over rows and its lowest tenth
+        whose = [_of_a_row(str(label)) for label in table.index]
+        low = table["coverage_95"].groupby(whose).quantile(0.1)
+        table = table.groupby(whose)[["ratio", "coverage_95"]].mean().assign(coverage_low=low)
+    return judge.by_spread(table, given.threshold, passing=passing if len(latents) else 1.0)
+
+
+def _intervals(table: pd.DataFrame, idata: ArviZ) -> pd.DataFrame:
+    """The numbers, such as ``z[3]``, of latents that have intervals: not of discrete ones, and of what is computed."""
+    names = {name for members in densities_of(idata).values() for name in members} - set(discrete_latents(idata))
+    return table[[str(label).partition("[")[0] in names for label in table.index]]
+
+
+def _of_a_row(label: str) -> str:
+    """``z[0]`` for ``z[17, 0]``: the dimension without the row, which is the first of the plates."""
+    name, bracket, inside = label.partition("[")
+    rest = inside.rstrip("]").partition(", ")[2]
+    return f"{name}[{rest}]" if bracket and rest else name
 
 
 def _lam(idata: ArviZ, history: pd.DataFrame | None) -> Check:
@@ -233,7 +281,9 @@ def _lam(idata: ArviZ, history: pd.DataFrame | None) -> Check:
     lams = lams or _stored_lams(idata)
     if not lams:
         return judge.not_judged("λ", "Neither history nor draws say which λ it was.", "Pass history=.")
-    return judge.by_lam(max(lams) if max(lams) > 0 else min(lams))
+    return max(
+        (judge.by_lam(lam) for lam in (max(lams), min(lams))), key=lambda check: judge.ORDER.index(check.verdict)
+    )
 
 
 def _last_lams(history: pd.DataFrame) -> list[float]:
@@ -259,4 +309,7 @@ def _latents(idata: ArviZ) -> Iterator[Check]:
     posterior = group(idata, "posterior")
     names = [name for names in densities_of(idata).values() for name in names if name in posterior]
     total = sum(posterior[name].isel({"chain": 0, "draw": 0, plate: 0}).size for name in names)
-    yield judge.by_active_units(sum(active_units(idata, name, plate) for name in names), int(total))
+    active = sum(active_units(idata, name, plate) for name in names)
+    stats = group(idata, "sample_stats")
+    kl = float((stats["log_q_datum"] - stats["log_p_datum"] + stats["log_lik_datum"]).mean())
+    yield judge.by_active_units(active, int(total), kl)

@@ -77,7 +77,12 @@ def mean_score(scores: Scores) -> Estimate:
 
 
 def recommend(
-    candidates: Sequence[Candidate], *, score: str = "elbo", target: float | None = None, tolerance: float = 0.0
+    candidates: Sequence[Candidate],
+    *,
+    score: str = "elbo",
+    target: float | None = None,
+    tolerance: float = 0.0,
+    shared_by: int = 1,
 ) -> Recommendation:
     """Choose among the λ whose checks pass: by an entropy that was asked for, else by paired differences of a score.
 
@@ -91,6 +96,7 @@ def recommend(
         target: an entropy in nats per data point; the λ that come within ``tolerance`` of it meet it, or within
             two standard errors of their entropy.
         tolerance: in nats per data point.
+        shared_by: data points that share a posterior: :data:`NOTHING` is of one posterior, scores are per data point.
 
     Raises:
         ValueError: without candidates, or for a score that no λ may be chosen by.
@@ -114,7 +120,7 @@ def recommend(
         return Recommendation(None, f"The checks fail at every one ({against}).")
     if target is not None:
         return _by_target(passing, target, tolerance)
-    return _by_score(passing, score)
+    return _by_score(passing, score, NOTHING / shared_by)
 
 
 def _by_target(passing: Sequence[Candidate], target: float, tolerance: float) -> Recommendation:
@@ -132,11 +138,11 @@ def _by_target(passing: Sequence[Candidate], target: float, tolerance: float) ->
     return Recommendation(nearest.label, f"Entropy target met: {found}, per data point.")
 
 
-def _by_score(passing: Sequence[Candidate], score: str) -> Recommendation:
+def _by_score(passing: Sequence[Candidate], score: str, nothing: float) -> Recommendation:
     name = SCORE_NAMES[score]
     best = max(passing, key=lambda candidate: candidate.score.value)
     behind = {c.label: paired(best.scores, c.scores) for c in passing if c is not best}
-    ties = [c for c in passing if c is not best and _is_tie(behind[c.label])]
+    ties = [c for c in passing if c is not best and _is_tie(behind[c.label], nothing)]
     cautions = _cautions(passing, behind)
     if len(passing) == 1:
         return Recommendation(best.label, "It is the only one whose checks pass.", cautions)
@@ -145,8 +151,8 @@ def _by_score(passing: Sequence[Candidate], score: str) -> Recommendation:
         same = ", ".join(c.label for c in sorted([best, *ties], key=lambda c: c.lam))
         return Recommendation(
             chosen.label,
-            f"{same} cannot be told apart by the {name} (paired differences within two standard errors), and of "
-            "these it is nearest to λ = 0, ordinary variational inference.",
+            f"{same} cannot be told apart by the {name} (paired differences within two standard errors, or "
+            f"{nothing:.2g} nats), and of these it is nearest to λ = 0, ordinary variational inference.",
             cautions,
         )
     label, lead = min(((k, v) for k, v in behind.items() if v is not None), key=lambda item: item[1].value)
@@ -158,9 +164,9 @@ def _by_score(passing: Sequence[Candidate], score: str) -> Recommendation:
     )
 
 
-def _is_tie(lead: Estimate | None) -> bool:
+def _is_tie(lead: Estimate | None, nothing: float) -> bool:
     """Whether a lead is none; an error that is not known makes it none."""
-    return lead is None or not lead.value > max(2 * lead.stderr, NOTHING)
+    return lead is None or not lead.value > max(2 * lead.stderr, nothing)
 
 
 def _cautions(passing: Sequence[Candidate], behind: dict[str, Estimate | None]) -> tuple[str, ...]:

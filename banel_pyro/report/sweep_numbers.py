@@ -139,10 +139,12 @@ class SweepReport:
     @cached_property
     def recommendation(self) -> Recommendation:
         """Which λ to take, and why."""
+        run = next(iter(self.groups[0].numbers.values()))
         return recommend(
             [Candidate(g.label, g.lam, g.scores(self.score), g.failed, g.value("entropy")) for g in self.groups],
             score=self.score, target=self.sweep.target,
             tolerance=TOLERANCE * float(self.sweep.about.get("dimensions", 1.0)),
+            shared_by=1 if run.per_datum else run.num_rows or 1,
         )  # fmt: skip
 
     def change(self, group: Group, term: str) -> Estimate:

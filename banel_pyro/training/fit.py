@@ -193,6 +193,8 @@ def fit(
         with processes.sharing():
             batch = processes.each(plan.batch_size or num_rows(rows))
             checked = preflight(model, guide, split, rows, batch, data_plate, parameters)
+        if not checked.sizes:  # no latent, nothing to draw: a maximum-likelihood fit
+            posterior_samples = 0
         if isinstance(schedule, Controller):
             schedule = Controlled(schedule, checked.plate, checked.sizes)
         with fork_rng(seed):  # the run's own numbers do not depend on what is checked
