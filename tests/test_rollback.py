@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,30 @@ def test_with_rollback_it_converges_to_the_exact_optimum() -> None:
     assert len(result.history) == 200
 
 
+def test_a_fault_at_the_last_step_is_one_of_the_resumed_run_too(tmp_path: Path) -> None:
+    with pytest.raises(ExplosionError) as stopped:
+        descend(0.6)
+    options = {"steps": stopped.value.step, "out": tmp_path / "run", "posterior_samples": 0}
+    for resume in (False, True):
+        with pyro.get_param_store().scope(), pytest.raises(ExplosionError, match=f"step {stopped.value.step}:"):
+            descend(0.6, resume=resume, **options)
+
+
+def test_a_burst_after_converging_is_no_explosion() -> None:
+    """Adam with a short memory leaves an optimum that it has reached, and comes back."""
+
+    def target() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(3), torch.tensor([1.0, 0.1, 0.01])).to_event(1))
+
+    def point() -> None:
+        pyro.sample("z", dist.Delta(pyro.param("m", torch.ones(3)), event_dim=1))
+
+    adam = partial(torch.optim.Adam, lr=0.02, betas=(0.9, 0.99))
+    result = fit(target, point, steps=1600, optim=adam, log_every=1, seed=0, progress=False, capture=False)
+    norms = result.history["grad_norm"].to_numpy()
+    assert norms[1400:].max() > 1e6 * np.median(norms[1300:1400])  # what the median alone would take for one
+
+
 def test_it_can_be_switched_off() -> None:
     assert descend(0.6, explosion=None, steps=60).history["grad_norm"].iloc[-1] > 1e8
 
@@ -242,6 +267,11 @@ def test_the_rule_needs_size_growth_and_a_worse_elbo() -> None:
     assert detector.check([*rows[:-1], rows[-1] | {"elbo": 0.0}]) is None  # better than before
     assert detector.check([*rows[:-1], rows[-1] | {"grad_norm": math.inf}]) is not None
     assert detector.check(rows[:5]) is None
+    # the run began with larger ones, before the window too: what it does after it has converged is harmless
+    early = [{"step": -10.0, "lam": 0.0, "elbo": -1.0, "grad_norm": 100000.0}, *growing(2000.0, points=150)]
+    assert detector.check(early) is None
+    worse = [{"step": -10.0, "lam": 0.0, "elbo": -1000000000.0, "grad_norm": 1.0}, *growing(2000.0, points=150)]
+    assert detector.check(worse) is None
     assert detector.check(growing(2000.0, lam=[0.0] * 36 + [0.5] * 4)) is None  # another λ
 
 

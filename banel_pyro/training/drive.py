@@ -37,6 +37,8 @@ def train(
         if state is not None:
             loop.rollbacks.kept = state.pop("kept", [])
             loop.load(state)
+            if loop.step == loop.steps and loop.history:  # a fault at the last step is one of the resumed run, too
+                loop.detect()
         if loop.processes.rank > 0:  # the first one writes and shows
             folder, progress = None, False
         if folder is not None:

@@ -275,7 +275,7 @@ class Loop:
         self._keep()
         if self.capture is not None:
             self.capture.look_again()
-        self._detect()
+        self.detect()
 
     def _keep(self) -> None:
         """Keep a good state to roll back to where one is due: which steps that are, a resumed run knows too."""
@@ -284,8 +284,8 @@ class Loop:
             newest = self.good is not None and self.good["step"] == self.step
             self.rollbacks.keep(self.good if newest else self.state(), unit)  # type: ignore[arg-type]
 
-    def _detect(self) -> None:
-        """Look for an exploding gradient and for a collapse."""
+    def detect(self) -> None:
+        """Look for an exploding gradient and for a collapse; raises where there is one."""
         if self.explosion is not None and (exploded := self.explosion.check(self.history)) is not None:
             since, report = exploded
             raise ExplosionError(self.step, report, *largest_gradient(self), since)
