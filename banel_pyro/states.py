@@ -13,8 +13,12 @@ from banel_pyro.reading import Field, check_fields
 
 __all__ = ["check_moments", "check_size", "check_state"]
 
-MOST_PARTS, DEEPEST = 1_000_000, 50
-"""Numbers, texts and containers of a state, tensors apart; a list may hold another one twice, and that one too."""
+MOST_PARTS, MOST_PER_BYTE, DEEPEST = 1_000_000, 10, 50
+"""Numbers, texts and containers of a state: in all, or for each byte of its pickle; and how many inside each other.
+
+A list may hold another one twice, and that one too. The states that a run with rollbacks keeps share the rows of their
+histories: what is shared counts wherever it is, since what looks at a state meets it there.
+"""
 
 
 def check_state(state: Any) -> None:
@@ -45,28 +49,45 @@ def _check_names(params: Any, modules: Any, groups: Any, constraints: Any) -> No
         raise ValueError(f"it has no constraints of {missing}, which first appeared at a later step")
 
 
-def check_size(state: Any) -> None:
+def check_size(state: Any, pickled: int = 0) -> None:
     """Refuse what unfolds without end: shared lists, and tensors of more numbers than are stored.
 
     Args:
         state: as it was read.
+        pickled: bytes of the pickle that it was read from, without tensors.
 
     Raises:
         ValueError: saying what is too large.
     """
-    waiting, parts = [(state, 0)], 0
-    while waiting:
-        item, depth = waiting.pop()
-        parts += 1
-        if parts > MOST_PARTS or depth > DEEPEST:
-            raise ValueError(f"it has more than {MOST_PARTS:,} parts, or {DEEPEST} inside each other")
-        if isinstance(item, Tensor):
-            if item.layout != torch.strided or item.numel() * item.element_size() > item.untyped_storage().nbytes():
-                raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
-        elif isinstance(item, Mapping):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, list | tuple | set):
-            waiting += [(part, depth + 1) for part in item]
+    most = max(MOST_PARTS, MOST_PER_BYTE * pickled)
+    if _unfolded(state, 0, {})[0] > most:
+        raise ValueError(f"it has more than {most:,} parts")
+
+
+def _unfolded(item: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Parts of an item, as often as it holds them, and how many are inside each other; each container is seen once."""
+    if isinstance(item, Tensor):
+        if item.layout != torch.strided or item.numel() * item.element_size() > item.untyped_storage().nbytes():
+            raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
+    if not isinstance(item, Mapping | list | tuple | set):
+        return 1, 0
+    if id(item) not in known:
+        parts, inside = 1, 0
+        for part in (part for pair in item.items() for part in pair) if isinstance(item, Mapping) else item:
+            if type(part) in _SINGLE:  # nearly all of a long history
+                parts += 1
+                continue
+            if depth >= DEEPEST:
+                raise ValueError(f"it has more than {DEEPEST} parts inside each other")
+            more, deeper = _unfolded(part, depth + 1, known)
+            parts, inside = parts + more, max(inside, deeper + 1)
+        known[id(item)] = parts, inside
+    if depth + known[id(item)][1] > DEEPEST:
+        raise ValueError(f"it has more than {DEEPEST} parts inside each other")
+    return known[id(item)]
+
+
+_SINGLE = frozenset((float, str, int, bool, type(None)))
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
