@@ -66,9 +66,8 @@ def check_size(state: Any, pickled: int = 0) -> None:
 
 def _unfolded(item: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Parts of an item, as often as it holds them, and how many are inside each other; each container is seen once."""
-    if isinstance(item, Tensor):
-        if item.layout != torch.strided or item.numel() * item.element_size() > item.untyped_storage().nbytes():
-            raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
+    if isinstance(item, Tensor) and not _is_whole(item):
+        raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
     if not isinstance(item, Mapping | list | tuple | set):
         return 1, 0
     if id(item) not in known:
@@ -85,6 +84,10 @@ def _unfolded(item: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple
     if depth + known[id(item)][1] > DEEPEST:
         raise ValueError(f"it has more than {DEEPEST} parts inside each other")
     return known[id(item)]
+
+
+def _is_whole(item: Tensor) -> bool:
+    return item.layout == torch.strided and item.numel() * item.element_size() <= item.untyped_storage().nbytes()
 
 
 _SINGLE = frozenset((float, str, int, bool, type(None)))

@@ -119,12 +119,12 @@ PICKLES = {
     "no pickle": b"not a pickle",
     "a list that holds itself": b"\x80\x02]q\x00h\x00a.",
     "a mapping that holds itself": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
-    "lists that unfold": b"\x80\x02}X\x01\x00\x00\x00a]q\x00" + b"".join(
+    "lists that unfold": b"\x80\x02}X\x01\x00\x00\x00a]q\xff(]q\x00" + b"".join(
         b"]q" + bytes([i]) + b"(h" + bytes([i - 1]) + b"h" + bytes([i - 1]) + b"e" for i in range(1, 60)
-    ) + b"s.",
-    "lists that unfold to a billion billions": b"\x80\x02}X\x01\x00\x00\x00a]q\x00" + b"".join(
+    ) + b"es.",
+    "lists that unfold to a billion billions": b"\x80\x02}X\x01\x00\x00\x00a]q\xff(]q\x00" + b"".join(
         b"]q" + bytes([i]) + b"(" + 3 * (b"h" + bytes([i - 1])) + b"e" for i in range(1, 40)
-    ) + b"s.",
+    ) + b"es.",
     "lists that are deep behind each other": b"\x80\x02}X\x01\x00\x00\x00a]q\xff(]q\x00" + b"".join(
         b"]q" + bytes([i]) + b"h" + bytes([i - 1]) + b"a" for i in range(1, 60)
     ) + b"es.",
@@ -135,6 +135,7 @@ NAMES = {
     "an instance": "it names posix system",
     "10 GB of zeros": "it names builtins bytearray", "a module of torch": "it names torch.nn.modules.linear Linear",
     "a tensor without numbers": "it names torch._utils _rebuild_meta_tensor_no_storage",
+    "lists that unfold": "50 parts inside each other",
     "lists that unfold to a billion billions": "it has more than 1,000,000 parts",
     "lists that are deep behind each other": "50 parts inside each other",
 }  # fmt: skip
