@@ -31,10 +31,16 @@ def check_state(state: Any) -> None:
         ValueError: naming what is missing or is something else.
     """
     check_fields("it", state, _FIELDS, remedy="")
+    check_fields("it", state, {name: field for name, field in _OPTIONAL.items() if name in state}, remedy="")
     for name, value in state["params"].items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"it has a parameter '{name}' that is NaN or infinite")
     _check_names(state["params"], state["modules"], state["groups"], state["constraints"])
+    for number, kept in enumerate(state.get("kept", [])):
+        try:
+            check_state(kept)
+        except ValueError as error:
+            raise ValueError(f"its kept state {number}, to roll back to, is none: {error}") from error
 
 
 def _check_names(params: Any, modules: Any, groups: Any, constraints: Any) -> None:
@@ -183,6 +189,19 @@ def _is_terms(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == names and _is_lam(value["lam"])
 
 
+def _is_rollback(value: Any) -> bool:
+    kinds = {"step": _is_count, "why": _is_text, "back_to": _is_count, "lr": _is_number, "lam": _is_lam}
+    return isinstance(value, dict) and value.keys() == kinds.keys() and all(kinds[n](v) for n, v in value.items())
+
+
+def _is_slowed(value: Any) -> bool:
+    return _is_list(_is_number)(value) and len(value) == 2 and all(0 < factor <= 1 for factor in value)
+
+
+def _are_bounds(value: Any) -> bool:
+    return _is_list(_is_number)(value) and len(value) == 2 and value[0] <= value[1] < 1
+
+
 def _is_rng(value: Any) -> bool:
     if not isinstance(value, dict) or not {"torch", "cuda", "numpy", "random"} <= value.keys():
         return False
@@ -221,3 +240,14 @@ _FIELDS: dict[str, Field] = {
     "last_terms": (_is_none_or(_is_terms), "the terms of the last log point, or None"),
     "stopped": (_is_none_or(_is_text), "why it was stopped, or None"),
 }
+
+_OPTIONAL: dict[str, Field] = {
+    "rollbacks": (_is_list(_is_rollback), "the rollbacks that were made"),
+    "slowed": (_is_slowed, "factors of learning rate and λ, more than 0 and at most 1"),
+    "lam_bounds": (_is_none_or(_are_bounds), "the least and the largest λ, or None"),
+    "kept": (
+        _is_list(lambda value: isinstance(value, dict) and "kept" not in value),
+        "states to roll back to, without others in them",
+    ),
+}
+"""Of rollbacks, which not every run can have."""

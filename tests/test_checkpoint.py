@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from banel_pyro import FitResult, Rollback
+from banel_pyro import FitResult, TargetEntropy
 from banel_pyro.checkpoint import BEFORE, NEWEST, read_checkpoint, write_checkpoint
 from banel_pyro.folder import FORMAT, RunFolder
 from tests.test_resume import ROOT, Stop, differing, functions, outcome, train
@@ -214,7 +214,7 @@ NUMPY: dict[str, dict[str, Any]] = {
     "scheduler": {"lr_scheduler": lambda o: lr_scheduler.MultiStepLR(o, np.array([2, 4]), gamma=np.float64(0.5))},  # type: ignore[arg-type]
     "lam": {"lam": lambda step, last_terms: np.float64(0.1)},
     "lam of a site": {"lam": lambda step, last_terms: {"a": np.float64(0.1)}},
-    "on_fault": {"on_fault": Rollback(lam_factor=np.float64(0.5))},
+    "target": {"lam": TargetEntropy(0.5, start=np.float64(0.2), lam_max=np.float64(0.2))},
 }
 
 

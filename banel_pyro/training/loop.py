@@ -363,7 +363,7 @@ class Loop:
             "metered": self._metered,
             "recorded": [self._sites, self._whole],
             "lam": plain_copy(self.lam),
-            "next_lam": self.schedule.lam if isinstance(self.schedule, Controlled) else None,
+            "next_lam": float(self.schedule.lam) if isinstance(self.schedule, Controlled) else None,
             "capture": None if self.capture is None else self.capture.state(),
             "last_terms": None if self.last_terms is None else plain_copy(vars(self.last_terms)),
             "stopped": self.stopped,
