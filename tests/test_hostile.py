@@ -23,6 +23,7 @@ from torch import Tensor
 
 from banel_pyro import FitResult, Pair
 from banel_pyro.checkpoint import BEFORE, NEWEST, read_checkpoint, write_whole
+from banel_pyro.cli import main
 from banel_pyro.diagnostics import posteriordb_draws
 from banel_pyro.diagnostics.simulation_folder import SimulationFolder
 from banel_pyro.folder import FORMAT, RunFolder
@@ -259,8 +260,18 @@ def test_a_hostile_netcdf_file_is_refused(name: str, run: Path) -> None:
     with h5py.File(file, "w") as content:
         write(content)
     assert file.stat().st_size < MOST_GROWN / 20
-    refused(lambda: read_netcdf(file), file, words, "cannot be read as netCDF", "delete it")
+    said = refused(lambda: read_netcdf(file), file, words, "cannot be read as netCDF")
+    assert ("delete it" in said) == ("claim" not in words and "link" not in words and "passwd" not in words), said
     refused(lambda: write_report(run), file, words)
+
+
+def test_a_reference_behind_a_link_is_read(run: Path, made: Path, tmp_path: Path) -> None:
+    """The user has named it, and tools for large files put links in their place."""
+    (tmp_path / "truth.nc").symlink_to(made / "posterior.nc")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run), "--reference", str(tmp_path / "truth.nc")])
+    assert ended.value.code == 0
+    assert "delete it" not in refused(lambda: read_netcdf(tmp_path / "truth.nc"), "truth.nc", "is a link")
 
 
 def test_a_run_whose_draws_were_deleted_draws_them_anew(run: Path, made: Path) -> None:
