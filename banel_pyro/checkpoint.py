@@ -132,7 +132,7 @@ def _read(file: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]
             state = torch.load(file, weights_only=True, map_location="cpu")
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
-        check_size(state)
+        check_size(state, _pickled(file))
         check(state)
     except FileNotFoundError:
         raise
@@ -142,6 +142,12 @@ def _read(file: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]
             f"'{file}' cannot be read as a state ({type(error).__name__}: {line}): the file is damaged."
         ) from error
     return state
+
+
+def _pickled(file: Path) -> int:
+    """Bytes of the one pickle of an archive, which has all but the tensors."""
+    with zipfile.ZipFile(file) as archive:
+        return sum(part.file_size for part in archive.infolist() if part.filename.endswith("/data.pkl"))
 
 
 def _damage(file: Path) -> str | None:

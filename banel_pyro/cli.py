@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -193,7 +194,8 @@ def report(
     """Make report.html again from the files of the runs, and print its table."""
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: give the --out of banel fit or sweep, or one run in it.")
-    draws = None if reference is None else read_netcdf(reference)
+    # a link that the user names, as tools for large files make them, is followed; one in a run folder is not
+    draws = None if reference is None else read_netcdf(os.path.realpath(reference))
     if (folder / SWEEP).exists():
         if reference is not None:
             raise ValueError(f"--reference={reference}: not for a sweep. Give one of its runs, a folder in '{folder}'.")

@@ -14,7 +14,7 @@ import h5py  # type: ignore[import-untyped]
 
 from banel_pyro.reading import plain_file
 
-__all__ = ["GROWS", "MOST_GROWN", "check_hdf5"]
+__all__ = ["GROWS", "MOST_GROWN", "RefusedError", "check_hdf5"]
 
 MOST_GROWN, GROWS = 2**28, 20
 """Refused are contents of more than so many bytes that are also so many times as large as the file."""
@@ -25,6 +25,10 @@ _FILTERS = frozenset((1, 2, 3, 4, 5, 6, 32000))
 """Those that HDF5 and h5py bring along; others are libraries that HDF5 would look for and load."""
 
 
+class RefusedError(ValueError):
+    """A file that is whole perhaps, and not read for a link in it or for its size; its message says what to do."""
+
+
 def check_hdf5(file: Path) -> None:
     """Refuse a file that leads out of itself, or would take much more memory than disk.
 
@@ -33,6 +37,7 @@ def check_hdf5(file: Path) -> None:
 
     Raises:
         FileNotFoundError: if there is none.
+        RefusedError: for a link in it, or more than it has, with the part of the file.
         ValueError: with the part of the file and the reason.
         OSError: for what is no HDF5 file.
     """
@@ -52,7 +57,9 @@ def check_hdf5(file: Path) -> None:
                 elif isinstance(part, h5py.Dataset):
                     grown += _attributes(part) + _checked(part, where)
                 if grown > max(MOST_GROWN, GROWS * size):
-                    raise ValueError(f"at {where} it claims {grown:,} bytes, and has {size:,}")
+                    raise RefusedError(
+                        f"at {where} it claims {grown:,} bytes, and has {size:,}. If that is right, write it unpacked"
+                    )
 
 
 def _linked(group: Any, name: str) -> Any:
@@ -60,7 +67,7 @@ def _linked(group: Any, name: str) -> Any:
     link = group.get(name, getlink=True)
     if not isinstance(link, h5py.HardLink):
         aim = f"{getattr(link, 'filename', '')} {getattr(link, 'path', '')}".strip()
-        raise ValueError(f"'{name}' is a link to '{aim}', and netCDF files have none")
+        raise RefusedError(f"'{name}' is a link to '{aim}', and netCDF files have none. Copy what it points to")
     return group[name]
 
 

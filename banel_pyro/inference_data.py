@@ -23,6 +23,7 @@ from banel_pyro.evaluate import Arguments, learnt_parameters, trace_draws
 from banel_pyro.modules import evaluation_mode
 from banel_pyro.plates import DataPlate, find_data_plate, one_line
 from banel_pyro.predictive import add_prior, argument_names, predict, predicted_sites, predictive_table
+from banel_pyro.reading import plain_file
 from banel_pyro.seeding import draw_seed, fork_rng
 from banel_pyro.streams import SiteStreams, rows_at_a_time
 
@@ -359,9 +360,9 @@ def read_netcdf(file: str | PathLike[str]) -> ArviZ:
         FileNotFoundError: if there is none.
         ValueError: if it is damaged, or is no such file.
     """
-    from banel_pyro.hdf5 import check_hdf5  # h5py is heavy to import
+    from banel_pyro.hdf5 import RefusedError, check_hdf5  # h5py is heavy to import
 
-    path = Path(file)
+    path = plain_file(Path(file))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what xarray makes of a damaged file
@@ -369,6 +370,8 @@ def read_netcdf(file: str | PathLike[str]) -> ArviZ:
             return _read_groups(path)
     except FileNotFoundError:
         raise
+    except RefusedError as error:
+        raise ValueError(f"'{path}' cannot be read as netCDF: {error}.") from error
     except Exception as error:  # HDF5, h5netcdf and xarray raise many kinds for a damaged file
         raise ValueError(
             f"'{path}' cannot be read as netCDF ({type(error).__name__}: {one_line(error)[:200]}): the file is "

@@ -13,8 +13,12 @@ from banel_pyro.reading import Field, check_fields
 
 __all__ = ["check_moments", "check_size", "check_state"]
 
-MOST_PARTS, DEEPEST = 1_000_000, 50
-"""Numbers, texts and containers of a state, tensors apart; a list may hold another one twice, and that one too."""
+MOST_PARTS, MOST_PER_BYTE, DEEPEST = 1_000_000, 10, 50
+"""Numbers, texts and containers of a state: in all, or for each byte of its pickle; and how many inside each other.
+
+A list may hold another one twice, and that one too. The states that a run with rollbacks keeps share the rows of their
+histories: what is shared counts wherever it is, since what looks at a state meets it there.
+"""
 
 
 def check_state(state: Any) -> None:
@@ -27,10 +31,16 @@ def check_state(state: Any) -> None:
         ValueError: naming what is missing or is something else.
     """
     check_fields("it", state, _FIELDS, remedy="")
+    check_fields("it", state, {name: field for name, field in _OPTIONAL.items() if name in state}, remedy="")
     for name, value in state["params"].items():
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"it has a parameter '{name}' that is NaN or infinite")
     _check_names(state["params"], state["modules"], state["groups"], state["constraints"])
+    for number, kept in enumerate(state.get("kept", [])):
+        try:
+            check_state(kept)
+        except ValueError as error:
+            raise ValueError(f"its kept state {number}, to roll back to, is none: {error}") from error
 
 
 def _check_names(params: Any, modules: Any, groups: Any, constraints: Any) -> None:
@@ -45,28 +55,48 @@ def _check_names(params: Any, modules: Any, groups: Any, constraints: Any) -> No
         raise ValueError(f"it has no constraints of {missing}, which first appeared at a later step")
 
 
-def check_size(state: Any) -> None:
+def check_size(state: Any, pickled: int = 0) -> None:
     """Refuse what unfolds without end: shared lists, and tensors of more numbers than are stored.
 
     Args:
         state: as it was read.
+        pickled: bytes of the pickle that it was read from, without tensors.
 
     Raises:
         ValueError: saying what is too large.
     """
-    waiting, parts = [(state, 0)], 0
-    while waiting:
-        item, depth = waiting.pop()
-        parts += 1
-        if parts > MOST_PARTS or depth > DEEPEST:
-            raise ValueError(f"it has more than {MOST_PARTS:,} parts, or {DEEPEST} inside each other")
-        if isinstance(item, Tensor):
-            if item.layout != torch.strided or item.numel() * item.element_size() > item.untyped_storage().nbytes():
-                raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
-        elif isinstance(item, Mapping):
-            waiting += [(part, depth + 1) for pair in item.items() for part in pair]
-        elif isinstance(item, list | tuple | set):
-            waiting += [(part, depth + 1) for part in item]
+    most = max(MOST_PARTS, MOST_PER_BYTE * pickled)
+    if _unfolded(state, 0, {})[0] > most:
+        raise ValueError(f"it has more than {most:,} parts")
+
+
+def _unfolded(item: Any, depth: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Parts of an item, as often as it holds them, and how many are inside each other; each container is seen once."""
+    if isinstance(item, Tensor) and not _is_whole(item):
+        raise ValueError(f"it has a tensor of shape {tuple(item.shape)} that is not stored whole")
+    if not isinstance(item, Mapping | list | tuple | set):
+        return 1, 0
+    if id(item) not in known:
+        parts, inside = 1, 0
+        for part in (part for pair in item.items() for part in pair) if isinstance(item, Mapping) else item:
+            if type(part) in _SINGLE:  # nearly all of a long history
+                parts += 1
+                continue
+            if depth >= DEEPEST:
+                raise ValueError(f"it has more than {DEEPEST} parts inside each other")
+            more, deeper = _unfolded(part, depth + 1, known)
+            parts, inside = parts + more, max(inside, deeper + 1)
+        known[id(item)] = parts, inside
+    if depth + known[id(item)][1] > DEEPEST:
+        raise ValueError(f"it has more than {DEEPEST} parts inside each other")
+    return known[id(item)]
+
+
+def _is_whole(item: Tensor) -> bool:
+    return item.layout == torch.strided and item.numel() * item.element_size() <= item.untyped_storage().nbytes()
+
+
+_SINGLE = frozenset((float, str, int, bool, type(None)))
 
 
 def check_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -159,6 +189,19 @@ def _is_terms(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == names and _is_lam(value["lam"])
 
 
+def _is_rollback(value: Any) -> bool:
+    kinds = {"step": _is_count, "why": _is_text, "back_to": _is_count, "lr": _is_number, "lam": _is_lam}
+    return isinstance(value, dict) and value.keys() == kinds.keys() and all(kinds[n](v) for n, v in value.items())
+
+
+def _is_slowed(value: Any) -> bool:
+    return _is_list(_is_number)(value) and len(value) == 2 and all(0 < factor <= 1 for factor in value)
+
+
+def _are_bounds(value: Any) -> bool:
+    return _is_list(_is_number)(value) and len(value) == 2 and value[0] <= value[1] < 1
+
+
 def _is_rng(value: Any) -> bool:
     if not isinstance(value, dict) or not {"torch", "cuda", "numpy", "random"} <= value.keys():
         return False
@@ -197,3 +240,14 @@ _FIELDS: dict[str, Field] = {
     "last_terms": (_is_none_or(_is_terms), "the terms of the last log point, or None"),
     "stopped": (_is_none_or(_is_text), "why it was stopped, or None"),
 }
+
+_OPTIONAL: dict[str, Field] = {
+    "rollbacks": (_is_list(_is_rollback), "the rollbacks that were made"),
+    "slowed": (_is_slowed, "factors of learning rate and λ, more than 0 and at most 1"),
+    "lam_bounds": (_is_none_or(_are_bounds), "the least and the largest λ, or None"),
+    "kept": (
+        _is_list(lambda value: isinstance(value, dict) and "kept" not in value),
+        "states to roll back to, without others in them",
+    ),
+}
+"""Of rollbacks, which not every run can have."""

@@ -82,6 +82,7 @@ OPTIONS: dict[str, list[Any]] = {
     "lr_scheduler": ["cosine", 3],
     "callbacks": [3, "stop", [3], [None]],
     "collapse": [True, "yes", 3],
+    "explosion": [True, "yes", 3],
     "objective": ["elbo", BaNEL_ELBO, pyro.infer.Trace_ELBO(), 3],
     "data_plate": ["rows", 3],
     "name": [3, ["six"]],

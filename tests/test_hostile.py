@@ -23,6 +23,7 @@ from torch import Tensor
 
 from banel_pyro import FitResult, Pair
 from banel_pyro.checkpoint import BEFORE, NEWEST, read_checkpoint, write_whole
+from banel_pyro.cli import main
 from banel_pyro.diagnostics import posteriordb_draws
 from banel_pyro.diagnostics.simulation_folder import SimulationFolder
 from banel_pyro.folder import FORMAT, RunFolder
@@ -119,9 +120,15 @@ PICKLES = {
     "no pickle": b"not a pickle",
     "a list that holds itself": b"\x80\x02]q\x00h\x00a.",
     "a mapping that holds itself": b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.",
-    "lists that unfold": b"\x80\x02}X\x01\x00\x00\x00a]q\x00" + b"".join(
+    "lists that unfold": b"\x80\x02}X\x01\x00\x00\x00a]q\xff(]q\x00" + b"".join(
         b"]q" + bytes([i]) + b"(h" + bytes([i - 1]) + b"h" + bytes([i - 1]) + b"e" for i in range(1, 60)
-    ) + b"s.",
+    ) + b"es.",
+    "lists that unfold to a billion billions": b"\x80\x02}X\x01\x00\x00\x00a]q\xff(]q\x00" + b"".join(
+        b"]q" + bytes([i]) + b"(" + 3 * (b"h" + bytes([i - 1])) + b"e" for i in range(1, 40)
+    ) + b"es.",
+    "lists that are deep behind each other": b"\x80\x02}X\x01\x00\x00\x00a]q\xff(]q\x00" + b"".join(
+        b"]q" + bytes([i]) + b"h" + bytes([i - 1]) + b"a" for i in range(1, 60)
+    ) + b"es.",
 }  # fmt: skip
 
 NAMES = {
@@ -129,8 +136,11 @@ NAMES = {
     "an instance": "it names posix system",
     "10 GB of zeros": "it names builtins bytearray", "a module of torch": "it names torch.nn.modules.linear Linear",
     "a tensor without numbers": "it names torch._utils _rebuild_meta_tensor_no_storage",
+    "lists that unfold": "50 parts inside each other",
+    "lists that unfold to a billion billions": "it has more than 1,000,000 parts",
+    "lists that are deep behind each other": "50 parts inside each other",
 }  # fmt: skip
-"""Found before torch looks at the pickle, which would make room for the zeros."""
+"""Names are found before torch looks at the pickle, which would make room for the zeros."""
 
 
 @pytest.mark.parametrize("name", PICKLES)
@@ -250,8 +260,18 @@ def test_a_hostile_netcdf_file_is_refused(name: str, run: Path) -> None:
     with h5py.File(file, "w") as content:
         write(content)
     assert file.stat().st_size < MOST_GROWN / 20
-    refused(lambda: read_netcdf(file), file, words, "cannot be read as netCDF", "delete it")
+    said = refused(lambda: read_netcdf(file), file, words, "cannot be read as netCDF")
+    assert ("delete it" in said) == ("claim" not in words and "link" not in words and "passwd" not in words), said
     refused(lambda: write_report(run), file, words)
+
+
+def test_a_reference_behind_a_link_is_read(run: Path, made: Path, tmp_path: Path) -> None:
+    """The user has named it, and tools for large files put links in their place."""
+    (tmp_path / "truth.nc").symlink_to(made / "posterior.nc")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(run), "--reference", str(tmp_path / "truth.nc")])
+    assert ended.value.code == 0
+    assert "delete it" not in refused(lambda: read_netcdf(tmp_path / "truth.nc"), "truth.nc", "is a link")
 
 
 def test_a_run_whose_draws_were_deleted_draws_them_anew(run: Path, made: Path) -> None:

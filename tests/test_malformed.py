@@ -119,6 +119,32 @@ def test_a_malformed_state_is_refused(key: str, value: Any, run: Path) -> None:
     all_refuse(run, names, report=False)
 
 
+ROLLBACK: dict[str, Any] = {"step": 3, "why": "step 3: it is not finite", "back_to": 2, "lr": 0.1, "lam": 0.1}
+WRONG_ROLLBACKS: dict[str, list[Any]] = {
+    "rollbacks": [None, 3, [3], [{}], [ROLLBACK | {"lam": "x"}], [ROLLBACK | {"step": -1}], [ROLLBACK | {"more": 1}]],
+    "slowed": [None, 0.5, [], [0.5], ["x", 1.0], [0.0, 1.0], [1.0, 2.0], [math.nan, 1.0]],
+    "lam_bounds": [3, [], [0.1], ["x", 0.5], [0.5, 0.1], [0.0, 1.0], [math.nan, 0.5]],
+    "kept": [None, 3, {}, [3], [{}], [{"kept": []}]],
+}  # fmt: skip
+ROLLBACKS = [(key, value) for key, values in WRONG_ROLLBACKS.items() for value in values]
+
+
+@pytest.mark.parametrize(("key", "value"), ROLLBACKS, ids=lambda item: f"{item!r}"[:40])
+def test_a_state_with_malformed_rollbacks_is_refused(key: str, value: Any, run: Path) -> None:
+    """Which a state need not have."""
+    test_a_malformed_state_is_refused(key, value, run)
+
+
+def test_a_malformed_state_that_is_kept_is_refused(run: Path) -> None:
+    (run / BEFORE).unlink()
+    state = torch.load(run / NEWEST, weights_only=True)
+    good = {key: value for key, value in state.items() if key != "format"}
+    torch.save(state | {"rollbacks": [ROLLBACK], "kept": [good, good]}, run / NEWEST)
+    assert len(RunFolder(run).read_state()["kept"]) == 2
+    torch.save(state | {"kept": [good, good | {"seconds": -1.0}]}, run / NEWEST)
+    all_refuse(run, "kept state 1, .*seconds=-1.0: expected seconds", report=False)
+
+
 def test_an_optimiser_of_another_shape_is_refused(run: Path) -> None:
     """A resumed run reads it; a result that is loaded does not."""
     (run / BEFORE).unlink()

@@ -16,7 +16,7 @@ from banel_pyro.traces import base_distribution, sample_sites
 if TYPE_CHECKING:
     from banel_pyro.training.loop import Loop
 
-__all__ = ["NonFiniteError", "first_bad_parameter", "first_bad_site", "locate_fault"]
+__all__ = ["NonFiniteError", "first_bad_parameter", "locate_fault"]
 
 FEW = 5
 """Rows that a message names; the error has all of them."""
@@ -147,14 +147,11 @@ def _watched(objective: Any) -> Iterator[list[list[tuple[Any, Any]]]]:
         del objective._get_traces  # the method of its class again
 
 
-def first_bad_site(model_trace: Any, guide_trace: Any) -> str | None:
-    """The first site whose value or log density is not finite, the guide's sites first; None if all are fine."""
-    fault = _bad_site(model_trace, guide_trace, None, None)
-    return None if fault is None else fault.where
-
-
 def _bad_site(model_trace: Any, guide_trace: Any, plate: str | None, index: Tensor | None) -> _Fault | None:
-    """The same with the rows, of those with some indices, at which it is not, and why."""
+    """The first site whose value or log density is not finite, the guide's first, with the rows and why; None if fine.
+
+    The rows are of those with some indices.
+    """
     for kind, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, site in sample_sites(trace):
             tensors = [(site["value"], site["fn"].event_dim), (site.get("log_prob"), 0)]

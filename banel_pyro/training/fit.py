@@ -170,6 +170,7 @@ def fit(
     capture, steps_per_call = checked_capture(capture), integer("steps_per_call", steps_per_call)
     clip_norm, posterior_samples = positive("clip_norm", clip_norm), samples("posterior_samples", posterior_samples)
     instance("collapse", collapse, (CollapseDetector, type(None)), "a CollapseDetector, or None for no detector")
+    instance("explosion", explosion, (ExplosionDetector, type(None)), "an ExplosionDetector, or None for no detector")
     instance("name", name, (str, type(None)), "a text. Write name='mine', for instance")
     policy = checked_on_fault(on_fault)
     folder = RunFolder.at(out, resume=resume)

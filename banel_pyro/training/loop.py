@@ -21,7 +21,7 @@ from banel_pyro.training.captured import CapturedSteps
 from banel_pyro.training.control import Controlled
 from banel_pyro.training.explosion import ExplosionDetector, ExplosionError, largest_gradient
 from banel_pyro.training.faults import NonFiniteError, first_bad_parameter, locate_fault
-from banel_pyro.training.parameters import Parameters
+from banel_pyro.training.parameters import Parameters, plain_copy
 from banel_pyro.training.processes import Processes
 from banel_pyro.training.rollback import Rollback, Rollbacks
 from banel_pyro.training.stopping import CollapseDetector, CollapseError
@@ -318,14 +318,14 @@ class Loop:
         self._append(row)
 
     def _row(self, terms: LossTerms, norm: float, entropies: dict[str, float]) -> dict[str, Any]:
-        lam = terms.lam
+        lam = plain_copy(terms.lam)
         row = {
             "step": self.step,
             "epoch": self.step / self.steps_per_epoch,
             "log_likelihood": terms.log_likelihood,
             "kl": terms.kl,
             "entropy": terms.entropy,
-            "lam": float("nan") if isinstance(lam, Mapping) else lam,
+            "lam": float("nan") if isinstance(lam, Mapping) else _number(lam),
             "penalty": terms.penalty,
             "elbo": terms.elbo,
             "loss": terms.loss,
@@ -337,7 +337,7 @@ class Loop:
         row |= self.rollbacks.columns
         row |= {f"entropy[{site}]": value for site, value in entropies.items()}
         if isinstance(lam, Mapping):
-            row |= {f"lam[{site}]": lam.get(site, 0.0) for site in entropies}
+            row |= {f"lam[{site}]": _number(lam.get(site, 0.0)) for site in entropies}
         return row
 
     def _judge(self) -> dict[str, float]:
@@ -362,10 +362,10 @@ class Loop:
             "meter": None if self._meter is None else self._meter.clone(),
             "metered": self._metered,
             "recorded": [self._sites, self._whole],
-            "lam": self.lam,
-            "next_lam": self.schedule.lam if isinstance(self.schedule, Controlled) else None,
+            "lam": plain_copy(self.lam),
+            "next_lam": float(self.schedule.lam) if isinstance(self.schedule, Controlled) else None,
             "capture": None if self.capture is None else self.capture.state(),
-            "last_terms": None if self.last_terms is None else dict(vars(self.last_terms)),
+            "last_terms": None if self.last_terms is None else plain_copy(vars(self.last_terms)),
             "stopped": self.stopped,
             **self.rollbacks.state(self),
         }
@@ -396,3 +396,8 @@ class Loop:
         self.last_terms = None if state["last_terms"] is None else LossTerms(**state["last_terms"])
         self.stopped = state["stopped"]
         self.good = state
+
+
+def _number(lam: float | Tensor) -> float:
+    """A λ for the history, where a tensor would be a text."""
+    return float(lam) if isinstance(lam, Tensor) else lam

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro import poutine
@@ -20,7 +21,7 @@ from banel_pyro.modules import modules_of, reachable_modules
 from banel_pyro.states import check_moments
 from banel_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, checked_optimizer, checked_scheduler
 
-__all__ = ["Parameters", "safe_constraints"]
+__all__ = ["Parameters", "plain_copy", "safe_constraints"]
 
 
 class Parameters:
@@ -189,9 +190,9 @@ class Parameters:
             "modules": {name: cloned(tensor) for name, tensor in tensors.items()},
             "owners": {name: self._known[t] for name, t in tensors.items() if self._known.get(t) in later},
             "groups": [list(names) for names in self._groups],
-            "optimizer": None if self.optimizer is None else _clone(self.optimizer.state_dict()),
+            "optimizer": None if self.optimizer is None else plain_copy(self.optimizer.state_dict()),
             "kinds": [type(item).__name__ for item in (self.optimizer, self.scheduler)],
-            "scheduler": None if self.scheduler is None else copy.deepcopy(self.scheduler.state_dict()),
+            "scheduler": None if self.scheduler is None else plain_copy(copy.deepcopy(self.scheduler.state_dict())),
         }
 
     @torch.no_grad()
@@ -228,7 +229,7 @@ class Parameters:
         if self.optimizer is not None and state["optimizer"] is not None:
             _check_kinds(state["kinds"], [type(item).__name__ for item in (self.optimizer, self.scheduler)])
             try:
-                self.optimizer.load_state_dict(_clone(state["optimizer"]))
+                self.optimizer.load_state_dict(plain_copy(state["optimizer"]))
                 check_moments(self.optimizer)
                 if self.scheduler is not None:
                     self.scheduler.load_state_dict(copy.deepcopy(state["scheduler"]))
@@ -350,11 +351,22 @@ def _check_same(what: str, saved: dict[str, Tensor], current: dict[str, Tensor])
             )
 
 
-def _clone(tree: Any) -> Any:
+def plain_copy(tree: Any) -> Any:
+    """A copy of tensors, numbers and containers of them, with Python's numbers for numpy's, which a state cannot hold.
+
+    Args:
+        tree: what is copied, its keys too.
+    """
     if isinstance(tree, Tensor):
         return tree.detach().clone()
+    if isinstance(tree, np.generic):
+        return tree.item()
     if isinstance(tree, dict):
-        return {k: _clone(v) for k, v in tree.items()}
+        copied = copy.copy(tree)  # a Counter of a scheduler's stays one
+        copied.clear()
+        for key, value in tree.items():
+            copied[plain_copy(key)] = plain_copy(value)
+        return copied
     if isinstance(tree, list | tuple):
-        return type(tree)(_clone(v) for v in tree)
+        return type(tree)(plain_copy(v) for v in tree)
     return tree

@@ -17,6 +17,7 @@ from banel_pyro.terms import Weight
 from banel_pyro.training.control import Controlled
 from banel_pyro.training.explosion import ExplosionError
 from banel_pyro.training.faults import NonFiniteError
+from banel_pyro.training.parameters import plain_copy
 from banel_pyro.training.stopping import CollapseError
 
 if TYPE_CHECKING:
@@ -179,7 +180,10 @@ class Rollbacks:
         """What a run's state has of them."""
         bounds = list(loop.schedule.bounds) if isinstance(loop.schedule, Controlled) else None
         made = [asdict(record) for record in self.made]
-        return {"rollbacks": made, "slowed": [self._rate, self._weight], "lam_bounds": bounds}
+        state: dict[str, Any] = plain_copy(
+            {"rollbacks": made, "slowed": [self._rate, self._weight], "lam_bounds": bounds}
+        )
+        return state
 
     def load(self, loop: Loop, state: Mapping[str, Any]) -> None:
         """Take over what a state of the run has, after its parameters: its optimiser's rates are slowed already."""
