@@ -94,6 +94,21 @@ def pressed():
     return pair(interrupting)
 
 
+def nan_once():
+    """The run, which comes after a rehearsal, meets NaN in a step; once only."""
+    calls = []
+
+    def failing(x):
+        calls.append(1)
+        if len(calls) == 30 and not os.path.exists("once"):
+            open("once", "w").close()
+            with pyro.poutine.scale(scale=float("inf")):
+                return model(x)
+        model(x)
+
+    return pair(failing)
+
+
 def collapsing():
     """Of two λ, which are rehearsed first, the first run ends with an error."""
     def failing(x):
@@ -325,6 +340,16 @@ def test_a_target_is_an_option_of_fit_as_well(folder: Path) -> None:
     assert (config["lam"]["class"], config["lam"]["nats"], config["lam"]["per"]) == ("TargetEntropy", -0.05, "datum")
     assert list(lams_of(None, None, 100)) == ["lam=0"]
     assert lams_of(None, -3.0, 5000) == {"entropy=-3": TargetEntropy(-3.0, over=500)}
+
+
+def test_a_run_that_rolls_back_keeps_lambda_and_the_page_says_so(folder: Path) -> None:
+    found = banel(*sweep("--lam", "0.6", "--seeds", "0", "--on-fault", "rollback", pair="nan_once"))
+    assert found.code == 0, found.err
+    history = RunFolder(folder / "runs" / "lam=0.6,seed=0").read_history()
+    assert set(history["lam"]) == {0.6}
+    assert history["rollbacks"].max() == 1
+    assert "λ = 0.6, seed 0: 1." in found.out
+    assert any("λ = 0.6, seed 0: 1." in note for note in read_sweep(folder / "runs").notes())
 
 
 # What is refused

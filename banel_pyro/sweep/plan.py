@@ -13,6 +13,7 @@ from banel_pyro.checks import number, seed_number
 from banel_pyro.pair import load_pair
 from banel_pyro.recipe import Lam, Recipe
 from banel_pyro.training.control import Controller
+from banel_pyro.training.rollback import Rollback
 
 __all__ = ["FILE", "SCORES", "Sweep", "decoded", "encoded", "refuse_others", "run_name"]
 
@@ -80,8 +81,9 @@ class Sweep:
 
     @property
     def recipe(self) -> Recipe:
-        """How each run is made."""
-        return Recipe(load_pair(self.pair), self.batch_size, self.alpha, self.options)
+        """How each run is made. A run that rolls back keeps λ, by which it is compared."""
+        kept = {"on_fault": Rollback(lam_factor=1.0)} if self.options.get("on_fault") == "rollback" else {}
+        return Recipe(load_pair(self.pair), self.batch_size, self.alpha, {**self.options, **kept})
 
     @property
     def runs(self) -> list[tuple[str, Lam, int]]:
