@@ -84,7 +84,8 @@ OnFault = Annotated[
     typer.Option(
         metavar="raise|rollback",
         help="What NaN, an exploding gradient or a collapse does: end the run, or take it back to a good state, from "
-        "where it goes on with half the learning rate and λ, three times at most.",
+        "where it goes on with half the learning rate and λ (in a sweep, which compares λ: at the same λ), three times "
+        "at most.",
     ),
 ]
 Draws = Annotated[int, typer.Option(help="Draws from each posterior for the numbers and the page.")]

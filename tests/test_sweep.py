@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
+import h5py
+import optuna
 import pyro
 import pytest
 import torch
@@ -25,8 +29,11 @@ from banel_pyro.report import sweep_page
 from banel_pyro.report.numbers import run_numbers
 from banel_pyro.report.sweep_numbers import read_sweep
 from banel_pyro.run import FitResult, RunFolder
+from banel_pyro.sweep import command as commands
 from banel_pyro.sweep import study as studies
+from banel_pyro.sweep.extra import read_extra
 from banel_pyro.sweep.plan import Sweep
+from banel_pyro.sweep.told import Told
 from banel_pyro.training.control import TargetEntropy
 from tests.test_cli import banel, refused
 
@@ -94,6 +101,21 @@ def pressed():
     return pair(interrupting)
 
 
+def nan_once():
+    """The run, which comes after a rehearsal, meets NaN in a step; once only."""
+    calls = []
+
+    def failing(x):
+        calls.append(1)
+        if len(calls) == 30 and not os.path.exists("once"):
+            open("once", "w").close()
+            with pyro.poutine.scale(scale=float("inf")):
+                return model(x)
+        model(x)
+
+    return pair(failing)
+
+
 def collapsing():
     """Of two λ, which are rehearsed first, the first run ends with an error."""
     def failing(x):
@@ -102,8 +124,23 @@ def collapsing():
         model(x)
 
     return pair(failing)
+
+
+def infinite():
+    """The run, which comes after a rehearsal, meets NaN in a step; once only."""
+    calls = []
+
+    def failing(x):
+        calls.append(1)
+        if len(calls) >= 30 and not os.path.exists("mended"):
+            with pyro.poutine.scale(scale=float("inf")):
+                return model(x)
+        model(x)
+
+    return pair(failing)
 '''
 
+works = import_module("banel_pyro.sweep.work")  # the package has its function of that name
 RENDER = sweep_page.render_sweep
 FAST = ("--steps", "40", "--draws", "100", "--lr", "0.05", "--capture", "no", "--quiet")
 
@@ -243,7 +280,7 @@ def test_nobody_takes_a_run_that_another_has_taken(tmp_path: Path) -> None:
     """SQLite as Optuna uses it hands some runs out twice: of thirty to four at a time, several."""
     plan = Sweep("a:b", lams_of(",".join(f"{i / 100}" for i in range(10)), None, 1), (0, 1, 2))
     url = f"sqlite:///{tmp_path / 'study.db'}"
-    studies.enqueue(studies.open_study(plan, url, "s", resume=False), plan)
+    studies.enqueue(studies.open_study(plan, url, "s", resume=False), plan, tmp_path)
     start = threading.Barrier(4)
 
     def take() -> list[int]:
@@ -264,9 +301,8 @@ def test_a_run_goes_to_one_process_only_even_if_it_is_in_the_queue_twice(runs: P
     study = studies.open_study(plan, f"sqlite:///{runs / 'study.db'}", plan.pair, resume=True)
     study.enqueue_trial({}, user_attrs=trials(runs)[0].user_attrs)
     before = files(runs, "lam=0,seed=0")
-    (runs / "lam=0,seed=0" / "sweep.nc").unlink()  # what would make a process look at the run again
     assert banel(*sweep("--lam", "0", "--seeds", "0"), "--resume").code == 0
-    assert files(runs, "lam=0,seed=0").items() < before.items()
+    assert files(runs, "lam=0,seed=0") == before
     assert [t.state.name for t in trials(runs)] == ["COMPLETE"] * 4 + ["PRUNED"]
 
 
@@ -282,7 +318,7 @@ def test_ctrl_c_ends_the_step_and_the_sweep_goes_on(folder: Path) -> None:
 def test_a_run_that_fails_stops_no_other_and_is_told(folder: Path) -> None:
     found = banel(*sweep("--lam", "0.5,0", "--seeds", "0", pair="collapsing"))
     assert found.code == 2
-    assert "1 runs failed: λ = 0.5, seed 0: ArithmeticError: on purpose" in found.err
+    assert "1 run failed: λ = 0.5, seed 0: ArithmeticError: on purpose. --resume tries it again." in found.err
     assert [group.lam for group in read_sweep(folder / "runs").groups] == [0.0]
 
 
@@ -327,7 +363,158 @@ def test_a_target_is_an_option_of_fit_as_well(folder: Path) -> None:
     assert lams_of(None, -3.0, 5000) == {"entropy=-3": TargetEntropy(-3.0, over=500)}
 
 
+def test_a_run_that_rolls_back_keeps_lambda_and_the_page_says_so(folder: Path) -> None:
+    found = banel(*sweep("--lam", "0.6", "--seeds", "0", "--on-fault", "rollback", pair="nan_once"))
+    assert found.code == 0, found.err
+    history = RunFolder(folder / "runs" / "lam=0.6,seed=0").read_history()
+    assert set(history["lam"]) == {0.6}
+    assert history["rollbacks"].max() == 1
+    assert "λ = 0.6, seed 0: 1." in found.out
+    assert any("λ = 0.6, seed 0: 1." in note for note in read_sweep(folder / "runs").notes())
+
+
+def test_a_run_whose_folder_is_gone_is_trained_again(runs: Path) -> None:
+    before = {run: files(runs, run) for run in RUNS[1:]}
+    expected = parameters(runs / RUNS[0])
+    shutil.rmtree(runs / RUNS[0])
+    command = (*sweep("--lam", "0,0.5", "--seeds", "0,1"), "--resume")
+    assert banel(*command).code == 0
+    found = parameters(runs / RUNS[0])
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert {run: files(runs, run) for run in RUNS[1:]} == before
+    assert [t.state.name for t in trials(runs)] == ["COMPLETE"] * 5
+    assert banel(*command).code == 0
+    assert len(trials(runs)) == 5
+
+
+def test_a_run_that_met_a_fault_starts_over(folder: Path, whole: Path) -> None:
+    command = sweep("--lam", "0", "--seeds", "0", pair="infinite")
+    found = banel(*command)
+    assert found.code == 2
+    assert "1 run failed: λ = 0, seed 0: NonFiniteError" in found.err
+    state = folder / "runs" / "lam=0,seed=0" / "left"
+    state.write_text("by the fault")
+    (folder / "mended").touch()
+    assert banel(*command, "--resume").code == 0
+    assert not state.exists()
+    expected, mine = (parameters(path / "lam=0,seed=0") for path in (whole, folder / "runs"))
+    assert all(torch.equal(expected[name], mine[name]) for name in expected)
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> optuna.Study:
+    """The study of a sweep of one run."""
+    plan = Sweep("a:b", {"lam=0": 0.0}, (0,))
+    study = studies.open_study(plan, f"sqlite:///{tmp_path / 'study.db'}", "s", resume=False)
+    studies.enqueue(study, plan, tmp_path)
+    return study
+
+
+def test_a_run_is_back_in_the_queue_only_when_its_trial_has_ended(
+    queue: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a process that takes it at once finds the old trial under way, takes the new one for its double, and the
+    run is lost."""
+    seen = []
+
+    def put(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        seen.append(study.get_trials()[0].state.name)
+        studies.again(study, trial)
+
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(works, "again", put)
+    monkeypatch.setattr(works._Worker, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        works.work(Sweep("swept:mean", {"lam=0": 0.0}, (0,)), tmp_path, queue)
+    assert seen == ["FAIL"]
+    assert [trial.state.name for trial in queue.get_trials()] == ["FAIL", "WAITING"]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_process_that_died_before_its_first_sign_of_life_is_missed(
+    queue: optuna.Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.ask()
+    studies.bury(queue)
+    assert studies.count(queue) == {"RUNNING": 1}
+    monkeypatch.setattr(studies, "GRACE", -1)
+    studies.bury(queue)
+    assert studies.count(queue) == {"FAIL": 1, "WAITING": 1}
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage")
+def test_a_run_that_is_given_up_is_told(queue: optuna.Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "GRACE", -1)
+    said: list[str] = []
+    told = Told(queue, Sweep("a:b", {"lam=0": 0.0}, (0,)), said.append)
+    for _ in range(studies.TRIES):
+        assert not said
+        queue.ask()
+        studies.bury(queue)
+        told()
+    told.end()
+    assert said == ["λ = 0, seed 0: failed, its process died, at try 4 of 4"]
+    assert len(told.failed) == 1
+
+
+def test_a_score_that_is_no_number_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "judge", lambda folder, sweep: float("nan"))
+    found = banel(*sweep("--lam", "0", "--seeds", "0"))
+    assert found.code == 2
+    assert "1 run failed: λ = 0, seed 0: FloatingPointError: elbo=nan" in found.err
+
+
+def test_a_sweep_that_was_killed_before_its_study_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(*_: object, **options: object) -> None:
+        raise KilledError
+
+    command = sweep("--lam", "0", "--seeds", "0")
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "open_study", killed)
+        with pytest.raises(KilledError):
+            commands.sweep("swept:mean", lam="0", seeds="0", steps=40, out=Path("runs"))
+    assert [file.name for file in (folder / "runs").iterdir()] == ["sweep.json"]
+    assert "go on with --resume" in refused(*command)
+    assert Sweep.read(folder / "runs").lams == {"lam=0": 0.0}
+
+
+def test_a_storage_that_is_refused_leaves_no_sweep() -> None:
+    assert "cannot be opened" in refused(*sweep("--lam", "0", "--seeds", "0", "--storage", "nonsense://x"))
+    assert not (Path("runs") / "sweep.json").exists()
+
+
 # What is refused
+
+
+def test_files_of_others_are_looked_at_first(runs: Path) -> None:
+    extra, plan = runs / RUNS[0] / "sweep.nc", runs / "sweep.json"
+    content = json.loads(plan.read_text())
+    for wrong, expected in (
+        (content | {"seeds": "01"}, "seeds='01': expected a list"),
+        (content | {"draws": True}, "draws=True"),
+        (content | {"lams": {"lam=0": "x"}}, "is damaged"),
+        ([], "holds a list"),
+    ):
+        plan.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"sweep\.json.*" + re.escape(expected)):
+            Sweep.read(runs)
+    moved = shutil.move(plan, runs / "moved.json")
+    plan.symlink_to(moved)
+    with pytest.raises(ValueError, match=r"sweep\.json' is a link"):
+        Sweep.read(runs)
+    with h5py.File(extra, "a") as file:
+        file["out"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(ValueError, match=r"sweep\.nc' cannot be read .*is a link to"):
+        read_extra(extra.parent)
+    extra.unlink()
+    os.mkfifo(extra)
+    with pytest.raises(ValueError, match=r"sweep\.nc' cannot be read .*a pipe"):
+        read_extra(extra.parent)
 
 
 def test_other_pairs_data_and_settings_are_refused(runs: Path) -> None:

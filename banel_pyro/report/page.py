@@ -114,7 +114,10 @@ def _provenance(runs: Sequence[Run]) -> pd.DataFrame:
     columns = {run.label: made(run.config, f"{run.numbers.draws}, of {run.numbers.rows}") for run in runs}
     for run in runs:
         if back := int(run.history["rollbacks"].max()) if "rollbacks" in run.history else 0:
-            columns[run.label]["rollbacks"] = f"{back}, after which the learning rate and λ were smaller"
+            policy = run.config.get("on_fault")
+            kept = isinstance(policy, Mapping) and policy.get("lam_factor") == 1
+            smaller = "the learning rate was" if kept else "the learning rate and λ were"
+            columns[run.label]["rollbacks"] = f"{back}, after which {smaller} smaller"
     first = next(iter(columns.values()))
     same = all(column == first for column in columns.values())
     return pd.DataFrame({"all runs" if len(runs) > 1 else runs[0].label: first} if same else columns)

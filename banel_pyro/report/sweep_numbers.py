@@ -43,6 +43,7 @@ class Group:
         extra: what the sweep keeps of each run; see :func:`~banel_pyro.sweep.extra.read_extra`.
         shown: the run of the first seed with its draws, for pictures.
         seconds: of each run.
+        rollbacks: of the runs that were rolled back from a fault, how often.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Group:
     extra: Mapping[int, xr.Dataset]
     shown: Run | None = None
     seconds: Mapping[int, float] = field(default_factory=dict)
+    rollbacks: Mapping[int, int] = field(default_factory=dict)
 
     def scores(self, term: str) -> Scores:
         """A term by seed: row by row, where rows have one of their own.
@@ -186,6 +188,13 @@ class SweepReport:
                 "The model learns nothing, so that the evidence is the same at every λ, and the ELBO is highest where "
                 "the guide is closest to the posterior."
             )
+        if back := [
+            f"{group.label}, seed {seed}: {count}" for group in self.groups for seed, count in group.rollbacks.items()
+        ]:
+            found.append(
+                "Rollbacks from a fault, after each of which a run went on more carefully than the others: "
+                f"{'; '.join(back)}."
+            )
         return [*found, notes({"": first})[-1]]
 
     def to_json(self) -> dict[str, Any]:
@@ -260,7 +269,7 @@ def _shown(names: Sequence[str]) -> set[str]:
 def _group(
     folder: Path, head: str, seeds: Sequence[int], configs: Mapping[str, dict[str, Any]], *, keep: bool
 ) -> Group:
-    numbers, extra, seconds, lams, shown = {}, {}, {}, [], None
+    numbers, extra, seconds, rollbacks, lams, shown = {}, {}, {}, {}, [], None
     config = configs[run_name(head, seeds[0])]
     label = lam_label(config["lam"])
     for seed in seeds:
@@ -268,8 +277,10 @@ def _group(
         idata, history = run.read_posterior(), run.read_history()
         numbers[seed], extra[seed] = run_numbers(idata), read_extra(run.path)
         seconds[seed] = float(history["seconds"].iloc[-1]) if len(history) else math.nan
+        if back := int(history["rollbacks"].max()) if "rollbacks" in history and len(history) else 0:
+            rollbacks[seed] = back
         lams.append(_order(config) if "value" in config["lam"] else float(history["lam"].iloc[-1]))
         if keep and shown is None:
             shown = Run(label, config, history, idata)
     lam = sum(lams) / len(lams)
-    return Group(label, head, lam if math.isfinite(lam) else math.nan, numbers, extra, shown, seconds)
+    return Group(label, head, lam if math.isfinite(lam) else math.nan, numbers, extra, shown, seconds, rollbacks)

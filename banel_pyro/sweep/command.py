@@ -128,21 +128,27 @@ def sweep(
             plan = plan.joined(known)
         folder.mkdir(parents=True, exist_ok=True)
         url, name = storage or f"sqlite:///{folder / 'study.db'}", study or pair
-        opened = open_study(plan, url, name, resume=resume)
-        plan.write(folder)
+        plan.write(folder)  # first: with a study alone, the folder of a command that was killed would be no sweep's
+        try:
+            opened = open_study(plan, url, name, resume=resume)
+        except Exception:
+            if known is None:
+                (folder / FILE).unlink()
+            raise
         remember_command(folder, _without_password)
-        enqueue(opened, plan)
+        enqueue(opened, plan, folder)
         told = Told(opened, plan, typer.echo if not quiet else lambda _: None)
         if workers == 1:
             work(plan, folder, opened, told)
         else:
             run_workers(folder, url, name, workers, threads, told)
+        told.end()
     if left := count(opened)["WAITING"] + count(opened)["RUNNING"]:
         raise OSError(f"the processes ended before {left} runs did; what they say is above. --resume goes on.")
     if count(opened)["COMPLETE"]:
         show_sweep(folder)
     if told.failed:
-        raise ValueError(f"{len(told.failed)} runs failed: {'; '.join(told.failed)}. --resume tries them again.")
+        raise ValueError(_of_failures(told.failed))
 
 
 def show_sweep(folder: Path) -> None:
@@ -189,6 +195,17 @@ def _rehearsed(plan: Sweep) -> Sweep:
     plan = plan.with_about(about)
     score_of(plan)
     return plan
+
+
+def _of_failures(failed: list[str]) -> str:
+    """What is said at the end of runs that failed.
+
+    >>> _of_failures(["λ = 0.5, seed 0: no number."])
+    '1 run failed: λ = 0.5, seed 0: no number. --resume tries it again.'
+    """
+    several = len(failed) > 1
+    why = "; ".join(text.rstrip(".") for text in failed)
+    return f"{len(failed)} run{'s' * several} failed: {why}. --resume tries {'them' if several else 'it'} again."
 
 
 def _integers(option: str, text: str) -> tuple[int, ...]:

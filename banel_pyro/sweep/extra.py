@@ -25,6 +25,8 @@ from banel_pyro.diagnostics.decode import prior_samples
 from banel_pyro.diagnostics.held_out import log_predictive
 from banel_pyro.diagnostics.stored import is_local
 from banel_pyro.inference_data import group
+from banel_pyro.plates import one_line
+from banel_pyro.reading import check_fields
 from banel_pyro.report.numbers import run_numbers
 from banel_pyro.run import FitResult, RunFolder
 from banel_pyro.seeding import fork_rng
@@ -119,11 +121,26 @@ def read_extra(folder: Path) -> xr.Dataset:
 
     Args:
         folder: of the run.
+
+    Raises:
+        ValueError: if the file is damaged, leads out of itself, or claims much more than it holds.
     """
-    if not (folder / FILE).exists():
+    from banel_pyro.hdf5 import check_hdf5  # h5py is heavy to import
+
+    file = folder / FILE
+    try:
+        check_hdf5(file)
+        with xr.open_dataset(file, engine="h5netcdf") as data:
+            found = data.load()
+        check_fields("its 'checks'", json.loads(found.attrs.get("checks", "{}")), {}, remedy="")
+        return found
+    except FileNotFoundError:
         return xr.Dataset()
-    with xr.open_dataset(folder / FILE, engine="h5netcdf") as data:
-        return data.load()
+    except Exception as error:  # HDF5, h5netcdf and xarray raise many kinds for a damaged file
+        raise ValueError(
+            f"'{file}' cannot be read ({type(error).__name__}: {one_line(error)[:200]}): the file is damaged, or none "
+            "of a sweep. Delete it: the same command with --resume makes it anew."
+        ) from error
 
 
 def judge(folder: Path, sweep: Sweep) -> float:

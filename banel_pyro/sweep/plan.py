@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from banel_pyro.checkpoint import write_whole
 from banel_pyro.checks import number, seed_number
 from banel_pyro.pair import load_pair
+from banel_pyro.reading import check_fields, read_json
 from banel_pyro.recipe import Lam, Recipe
 from banel_pyro.training.control import Controller
+from banel_pyro.training.rollback import Rollback
 
 __all__ = ["FILE", "SCORES", "Sweep", "decoded", "encoded", "refuse_others", "run_name"]
 
@@ -21,6 +23,36 @@ FILE = "sweep.json"
 
 SCORES = ("elbo", "predictive", "iwae")
 """What λ may be chosen by: never by the penalised loss."""
+
+
+def _is(*kinds: type) -> Callable[[Any], bool]:
+    """Whether a value is of one of these types, and no bool, which is an int."""
+    return lambda value: isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _all(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(_is(kind), value))
+
+
+def _span(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is(int, float), value)))
+
+
+_NOTHING = type(None)
+_FIELDS = {
+    "pair": (_is(str), "a text"),
+    "lams": (_is(dict), "a mapping"),
+    "seeds": (_all(int), "a list of whole numbers"),
+    "trials": (_is(int), "a whole number"),
+    "lam_range": (_span, "two numbers, or null"),
+    "score": (_is(str, _NOTHING), "a text, or null"),
+    "target": (_is(int, float, _NOTHING), "a number, or null"),
+    "draws": (_is(int), "a whole number"),
+    "batch_size": (_is(str, _NOTHING), "a text, or null"),
+    "alpha": (_is(int, float, _NOTHING), "a number, or null"),
+    "options": (_is(dict), "a mapping"),
+    "about": (_is(dict), "a mapping"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,8 +112,9 @@ class Sweep:
 
     @property
     def recipe(self) -> Recipe:
-        """How each run is made."""
-        return Recipe(load_pair(self.pair), self.batch_size, self.alpha, self.options)
+        """How each run is made. A run that rolls back keeps λ, by which it is compared."""
+        kept = {"on_fault": Rollback(lam_factor=1.0)} if self.options.get("on_fault") == "rollback" else {}
+        return Recipe(load_pair(self.pair), self.batch_size, self.alpha, {**self.options, **kept})
 
     @property
     def runs(self) -> list[tuple[str, Lam, int]]:
@@ -140,10 +173,13 @@ class Sweep:
             ValueError: if it holds none, or its file is damaged.
         """
         try:
-            return Sweep.from_json(json.loads((folder / FILE).read_text(encoding="utf-8")))
+            content = read_json(folder / FILE)
         except FileNotFoundError as error:
             raise ValueError(f"'{folder}' holds no sweep: it has no {FILE}. Give the --out of banel sweep.") from error
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        check_fields(f"'{folder / FILE}'", content, _FIELDS)
+        try:
+            return Sweep.from_json(content)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"'{folder / FILE}' is damaged ({error}): start again in a new folder.") from error
 
 

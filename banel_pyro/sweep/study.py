@@ -11,22 +11,31 @@ import os
 import socket
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from banel_pyro.sweep.plan import Sweep, encoded, refuse_others
+from banel_pyro.sweep.extra import FILE as EXTRA
+from banel_pyro.sweep.plan import Sweep, encoded, refuse_others, run_name
 
 if TYPE_CHECKING:
     import optuna
 
-__all__ = ["BEAT", "GRACE", "again", "bury", "count", "enqueue", "import_optuna", "open_study", "quiet", "this_process"]
+__all__ = [
+    "ANEW", "BEAT", "GRACE", "TRIES", "again", "bury", "count", "enqueue", "import_optuna", "open_study", "quiet",
+    "replaced", "this_process",
+]  # fmt: skip
 
 BEAT, GRACE = 5, 60
 """Seconds between signs of life, and without one until a process of another machine is taken for dead."""
 
 TRIES = 4
 """How often a run is begun whose process dies: one that uses up the memory would go round for ever."""
+
+ANEW = "anew"
+"""The mark of a trial whose runs start over, since what is in their folders ended with a fault."""
 
 
 def import_optuna() -> Any:
@@ -127,24 +136,44 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def enqueue(study: optuna.Study, sweep: Sweep) -> None:
+def enqueue(study: optuna.Study, sweep: Sweep, out: Path) -> None:
     """Put the runs of a sweep that neither wait, nor are under way, nor have ended into the queue.
+
+    Those that have ended but whose files are gone are among them. Of a run that ended with a fault nothing is kept.
 
     Args:
         study: of the sweep.
         sweep: what is to be done.
+        out: the folder of the run folders.
     """
-    states = import_optuna().trial.TrialState
-    alive = study.get_trials(deepcopy=False, states=(states.WAITING, states.RUNNING, states.COMPLETE))
+    trials = study.get_trials(deepcopy=False)
+    gone = replaced(trials)
+    alive = [t for t in trials if t.state.name in ("WAITING", "RUNNING", "COMPLETE") and t.number not in gone]
+    for trial in alive:
+        if trial.state.name == "COMPLETE" and "seeds" in trial.user_attrs and not _has_files(trial, out):
+            again(study, trial)
     if sweep.trials:
         planned = sum("search" in trial.user_attrs for trial in alive)
         for _ in range(sweep.trials - planned):
             study.enqueue_trial({}, user_attrs={"search": True, "seeds": list(sweep.seeds)})
         return
     known = {(trial.user_attrs.get("name"), *trial.user_attrs.get("seeds", [])) for trial in alive}
+    faulty = {(t.user_attrs.get("name"), *t.user_attrs["seeds"]) for t in trials if t.user_attrs.get("fault")}
     for name, lam, seed in sweep.runs:
         if (name, seed) not in known:
-            study.enqueue_trial({}, user_attrs={"name": name, "lam": encoded(lam), "seeds": [seed]})
+            anew = {ANEW: True} if (name, seed) in faulty else {}
+            study.enqueue_trial({}, user_attrs={"name": name, "lam": encoded(lam), "seeds": [seed], **anew})
+
+
+def _has_files(trial: optuna.trial.FrozenTrial, out: Path) -> bool:
+    """Whether the runs of a trial that has ended are in the folder."""
+    name = trial.user_attrs["name"]
+    return all((out / run_name(name, seed) / EXTRA).exists() for seed in trial.user_attrs["seeds"])
+
+
+def replaced(trials: Iterable[optuna.trial.FrozenTrial]) -> set[int]:
+    """Numbers of the trials in whose place another one is, which :func:`again` has made."""
+    return {trial.user_attrs["after"] for trial in trials if "after" in trial.user_attrs}
 
 
 def again(study: optuna.Study, trial: optuna.trial.FrozenTrial, **attrs: Any) -> None:
@@ -152,16 +181,17 @@ def again(study: optuna.Study, trial: optuna.trial.FrozenTrial, **attrs: Any) ->
 
     Args:
         study: of the sweep.
-        trial: the trial, which has failed or is about to.
+        trial: the trial, which has ended. One that is under way would be in the way of the new one.
         attrs: of the new trial, beside those of the old.
     """
     optuna = import_optuna()
+    kept = {name: v for name, v in trial.user_attrs.items() if name not in ("process", "seconds", ANEW)}
     study.add_trial(
         optuna.create_trial(
             state=optuna.trial.TrialState.WAITING,
             params=trial.params,
             distributions=trial.distributions,
-            user_attrs={name: v for name, v in {**trial.user_attrs, **attrs}.items() if name != "process"},
+            user_attrs={**kept, **attrs, "after": trial.number},
             system_attrs=trial.system_attrs,
         )
     )
@@ -187,8 +217,7 @@ def bury(study: optuna.Study) -> None:
     """
     optuna = import_optuna()
     for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        host, number = trial.user_attrs.get("process", ["", 0])
-        if host == socket.gethostname() and not _is_alive(number):
+        if _has_died(trial):
             try:
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
             except ValueError:  # another process was faster
@@ -196,6 +225,15 @@ def bury(study: optuna.Study) -> None:
             _died(study, trial)
     with warnings.catch_warnings(action="ignore"):  # that signs of life are experimental
         optuna.storages.fail_stale_trials(study)
+
+
+def _has_died(trial: optuna.trial.FrozenTrial) -> bool:
+    """Whether the process of a trial has died on this machine, or anywhere before it gave a sign of life."""
+    if "process" in trial.user_attrs:
+        host, number = trial.user_attrs["process"]
+        return bool(host == socket.gethostname()) and not _is_alive(number)
+    begun = trial.datetime_start  # by the clock of its machine, without a time zone
+    return begun is not None and (datetime.now() - begun).total_seconds() > GRACE
 
 
 def _is_alive(number: int) -> bool:
