@@ -93,8 +93,8 @@ def active_units(idata: ArviZ, name: str, plate: str, *, threshold: float = 0.01
     r"""Latent dimensions that carry information about the data.
 
     Counts dimensions u with :math:`\operatorname{Var}_x(E_q[z_u \mid x])` above ``threshold``
-    (Burda et al. 2016, arXiv 1509.00519). What the noise of means over few draws adds to it, :math:`E_x
-    [\operatorname{Var}_q(z_u \mid x)] / S`, is taken off.
+    (Burda et al. 2016, arXiv 1509.00519). What the noise of means over S draws adds to it is taken off:
+    :math:`\frac1S E_x[\operatorname{Var}_q(z_u \mid x)]`.
 
     Args:
         idata: from :func:`~banel_pyro.to_arviz`.
