@@ -290,5 +290,5 @@ def test_a_run_with_a_target_has_a_report(tmp_path: Path) -> None:
     target = TargetEntropy(0.5, per="total")
     with pyro.get_param_store().scope():
         pair().fit(**OPTIONS, lam=target, out=tmp_path)
-    assert lam_label(target.config()) == "λ = TargetEntropy(per='total', nats=0.5)"
-    assert "TargetEntropy(" in (tmp_path / "report.html").read_text("utf-8")
+    assert lam_label(target.config()) == "λ for entropy 0.5 in all"
+    assert "λ for entropy" in (tmp_path / "report.html").read_text("utf-8").replace("\u00a0", " ")
