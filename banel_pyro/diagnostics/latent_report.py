@@ -172,7 +172,7 @@ def _parts(model: Any, guide: Any, data: Any) -> tuple[Any, Any, Rows, str | Non
         split = model.split()
         rows = transformed(as_rows(split.train), split.transform) if data is None else as_rows(data)
         return model.model, model.guide, rows, model.data_plate
-    rows = transformed(model.rows, model.transform) if data is None else model._checked(as_rows(data))
+    rows = transformed(model.rows, model.transform) if data is None else model.checked(as_rows(data))
     return model.model, model.guide, rows, model.plate.name
 
 
