@@ -281,9 +281,8 @@ def _lam(idata: ArviZ, history: pd.DataFrame | None) -> Check:
     lams = lams or _stored_lams(idata)
     if not lams:
         return judge.not_judged("λ", "Neither history nor draws say which λ it was.", "Pass history=.")
-    return max(
-        (judge.by_lam(lam) for lam in (max(lams), min(lams))), key=lambda check: judge.ORDER.index(check.verdict)
-    )
+    checks = [judge.by_lam(lam) for lam in (max(lams), min(lams))]
+    return max(checks, key=lambda check: (judge.ORDER.index(check.verdict), abs(check.value - 0.95)))
 
 
 def _last_lams(history: pd.DataFrame) -> list[float]:
