@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -283,6 +283,7 @@ def test_draws_that_are_the_distribution_itself_have_its_entropy(counts: list[in
 
 @EXAMPLES
 @given(log_q=st.lists(st.floats(-60.0, 20.0), min_size=3, max_size=12).map(f64), alpha=ORDERS, shift=st.floats(-50, 50))
+@example(log_q=torch.tensor([0.0] * 11 + [2.0], dtype=torch.float64), alpha=27.11171548398878, shift=0.0)
 def test_draws_in_another_order_or_unit_are_the_same(log_q: Tensor, alpha: float, shift: float) -> None:
     """A constant in log q comes out as it is; the order of draws is of no account."""
     value, diagnostic = renyi_from_log_q(log_q, alpha)

@@ -228,10 +228,11 @@ def renyi_from_log_q(log_q: Tensor, alpha: float, dim: int = 0) -> tuple[Tensor,
     # leaving draw k out moves the estimate by -log(1 - (K w_k - 1)/(K - 1))/d, w_k the normalised weights
     excess = expm1_slope(log_q + plain, d)
     rest = max(draws - 1, 1)
+    most = rest * (1 - 4 * eps)  # one draw has all the weight; rounding has to leave something below 1
     if d > 0:
-        excess = excess.clamp(max=rest * (1 - eps) / d)  # one draw has all the weight
+        excess = excess.clamp(max=most / d)
     elif d < 0:
-        excess = excess.clamp(min=rest * (1 - eps) / d)
+        excess = excess.clamp(min=most / d)
     moved = log1p_slope(-excess / rest, d).neg()
     value = plain - rest * moved.mean(0)
     return value, _diagnostic(d * log_q.detach(), moved.detach())
