@@ -179,7 +179,7 @@ if __name__ == "__main__":
         "--curve", type=float, nargs="+", default=[-1.0, -0.5, 0.0, 0.2, 0.3, 0.4, 0.5, 0.6],
         help="λ of the curve (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--curve-steps", type=int, default=1500, help="steps of its fits (default: %(default)s)")
+    parser.add_argument("--curve-steps", type=int, default=5000, help="steps of its fits (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/trust"), help="folder for the results (default: %(default)s)"
