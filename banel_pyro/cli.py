@@ -195,6 +195,8 @@ def report(
     if not folder.is_dir():
         raise ValueError(f"'{folder}' is no folder: give the --out of banel fit or sweep, or one run in it.")
     # a link that the user names, as tools for large files make them, is followed; one in a run folder is not
+    if reference is not None and not reference.exists():
+        raise ValueError(f"--reference={reference}: there is no such file. Give a netCDF file of draws.")
     draws = None if reference is None else read_netcdf(os.path.realpath(reference))
     if (folder / SWEEP).exists():
         if reference is not None:
