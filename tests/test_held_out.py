@@ -19,46 +19,19 @@ from banel_pyro.diagnostics import compare_held_out, log_predictive
 from banel_pyro.evaluate import held_out_elbo
 from banel_pyro.plates import DataPlate
 from models import normal_normal
+from tests.criticism_pairs import (
+    NOISE,
+    PRIOR,
+    ROWS,
+    N,
+    local_model,
+    measurements,
+    shared_guide,
+    shared_model,
+    tempered_guide,
+)
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-NOISE, PRIOR = normal_normal.NOISE_SD, (normal_normal.PRIOR_MEAN, normal_normal.PRIOR_SD)
-
-
-def measurements() -> Tensor:
-    found = normal_normal.pair().data
-    assert found is not None
-    return found().double()
-
-
-def tempered_guide(x: Tensor, lam: float) -> Callable[..., None]:
-    """The optimum at a lambda, whatever rows it is then given."""
-    best = normal_normal.tempered_optimum(x, lam=lam)
-
-    def guide(x: Tensor) -> None:
-        pyro.sample("density", dist.Normal(best.loc, best.scale))
-
-    return guide
-
-
-N = 4
-ROWS = torch.tensor([0.5, -1.0, 2.0, 0.1], dtype=torch.float64)
-
-
-def shared_model(x: Tensor) -> None:
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", N):
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def shared_guide(x: Tensor) -> None:
-    pyro.sample("z", dist.Normal(0.3, 0.4))
-
-
-def local_model(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def outside(x: Tensor) -> None:

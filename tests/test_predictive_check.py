@@ -1,7 +1,6 @@
 """Posterior predictive checks: p-values in closed form, ties, misfits, pictures and what is refused."""
 
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -21,26 +20,9 @@ from banel_pyro.diagnostics import PredictiveCheck, posterior_predictive_check
 from banel_pyro.inference_data import group
 from banel_pyro.report import plots
 from models import normal_normal
+from tests.criticism_pairs import NOISE, measurements, tempered_guide
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-NOISE, PRIOR = normal_normal.NOISE_SD, (normal_normal.PRIOR_MEAN, normal_normal.PRIOR_SD)
-
-
-def measurements() -> Tensor:
-    found = normal_normal.pair().data
-    assert found is not None
-    return found().double()
-
-
-def tempered_guide(x: Tensor, lam: float) -> Callable[..., None]:
-    """The optimum at a lambda, whatever rows it is then given."""
-    best = normal_normal.tempered_optimum(x, lam=lam)
-
-    def guide(x: Tensor) -> None:
-        pyro.sample("density", dist.Normal(best.loc, best.scale))
-
-    return guide
 
 
 DRAWS = 1000

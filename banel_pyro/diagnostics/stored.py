@@ -10,14 +10,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from banel_pyro.diagnostics.psis import Array, Smoothed, smooth
+from banel_pyro.diagnostics.reference import COVERAGES
 from banel_pyro.diagnostics.spread import densities_of, labelled, point_masses_of
 from banel_pyro.inference_data import ArviZ, group, group_names
 
-__all__ = ["LEVELS", "Weights", "corrected_spread", "discrete_latents", "is_local", "kind_of", "number_of_rows"]
+__all__ = ["Weights", "corrected_spread", "discrete_latents", "is_local", "kind_of", "number_of_rows"]
 __all__ += ["point_masses", "stored_weights"]
-
-LEVELS = (50, 80, 95)
-"""Central intervals whose coverage is looked at, in per cent."""
 
 
 def is_local(idata: ArviZ) -> bool:
@@ -157,7 +155,7 @@ def _joined(stored: xr.DataArray) -> xr.DataArray:
 def _spread(draws: xr.DataArray, w: xr.DataArray, kept: xr.DataArray, plate: str | None) -> xr.Dataset:
     """Ratio and coverage by number of one latent."""
     found = {}
-    for level in LEVELS:
+    for level in COVERAGES:
         ends = draws.quantile([0.5 - level / 200, 0.5 + level / 200], dim="draw")
         inside = (draws >= ends.isel(quantile=0, drop=True)) & (draws <= ends.isel(quantile=1, drop=True))
         found[f"coverage_{level}"] = (w * inside).sum("draw")
@@ -177,4 +175,4 @@ def _spread(draws: xr.DataArray, w: xr.DataArray, kept: xr.DataArray, plate: str
     table["ratio"] = (table["guide"] / table["corrected"]) ** 0.5
     table["coverage_stderr"] = (table["error"] / max(count, 1)) ** 0.5
     table["rows"] = xr.zeros_like(table["ratio"]) + count
-    return table[["ratio", *(f"coverage_{level}" for level in LEVELS), "coverage_stderr", "coverage_low", "rows"]]
+    return table[["ratio", *(f"coverage_{level}" for level in COVERAGES), "coverage_stderr", "coverage_low", "rows"]]
