@@ -17,6 +17,7 @@ from banel_pyro.diagnostics import (
     psis,
     reference,
     row_posteriors,
+    stored,
     weighted,
 )
 from banel_pyro.evaluate import iwae_per_datum
@@ -27,6 +28,7 @@ from tests import (
     test_loo,
     test_predictive_check,
     test_reference,
+    test_trust,
 )
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -113,6 +115,11 @@ def ties_do_not_count(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(predictive_check, "mean_estimate", lambda share: original(np.floor(share)))
 
 
+def coverage_without_weights(patch: pytest.MonkeyPatch) -> None:
+    """The guide's intervals are held against its own draws."""
+    patch.setattr(stored, "smooth", lambda log_w: psis.smooth(0.0 * log_w))
+
+
 MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "one weight for all rows": (
         one_weight_for_all_rows,
@@ -161,4 +168,8 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
         partial(test_held_out.test_the_held_out_density_of_a_normal_guide_is_exact, -1.0, None),
     ),
     "ties do not count": (ties_do_not_count, test_predictive_check.test_ties_count_half),
+    "coverage without weights": (
+        coverage_without_weights,
+        partial(test_trust.test_coverage_follows_the_exact_curve, 0.4),
+    ),
 }
