@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ class Generator(nn.Module, ABC):
     :meth:`copy` and ``state_dict``. One with latent variables replaces :meth:`model` and :meth:`guide` too.
 
     Example:
+        >>> import pyro.distributions as dist
         >>> class Coin(Generator):
         ...     def __init__(self):
         ...         super().__init__()
@@ -46,7 +46,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """Independent draws, shape (n, \\*event_shape), from torch's global generator, without gradient."""
+        r"""Independent draws, shape (n, \*event_shape), from torch's global generator, without gradient."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class GeneratorDistribution(TorchDistribution):
         self.generator = generator
         super().__init__(batch_shape, generator.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> GeneratorDistribution:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> GeneratorDistribution:
         """The same distribution for a larger batch of independent candidates."""
         return type(self)(self.generator, torch.Size(batch_shape))
 
