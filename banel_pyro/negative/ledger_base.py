@@ -107,6 +107,7 @@ class LedgerBase:
         """End a session of this process. What it still has in flight is unknown."""
         with self._transaction() as db:
             db.execute("UPDATE sessions SET ended = ? WHERE id = ? AND ended IS NULL", (time.time(), session))
+        self._read("PRAGMA wal_checkpoint(PASSIVE)")  # from here on the file is whole without its log
         self._sessions.discard(session)
 
     def _bury(self) -> None:

@@ -120,13 +120,15 @@ def open_file(path: Path) -> sqlite3.Connection:
         FileNotFoundError: if there is none.
         ValueError: if it is no ledger, of another version, or damaged; nothing in it is changed.
     """
+    if _start(path, 16) != b"SQLite format 3\0":
+        raise ValueError(f"'{path}' is no SQLite database: {_REFUSED}")
     for rest in ("-wal", "-shm"):
         side = path.with_name(path.name + rest)
-        if os.path.lexists(side):
-            plain_file(side)
-    with plain_file(path).open("rb") as file:
-        if file.read(16) != b"SQLite format 3\0":
-            raise ValueError(f"'{path}' is no SQLite database: {_REFUSED}")
+        if not os.path.lexists(side):
+            continue
+        start = _start(side, 4)
+        if rest == "-wal" and any(start) and start not in _LOGS:  # SQLite would pass over it, and over what it held
+            raise ValueError(f"'{side}' is no write-ahead log of '{path}', whose last answers were in it: {_REFUSED}")
     address = f"file:{quote(str(path.absolute()))}?mode=rw"
     found = sqlite3.connect(address, uri=True, timeout=WAIT, isolation_level=None, check_same_thread=False)
     try:
@@ -165,6 +167,14 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
             connection.execute("ROLLBACK")
         raise
 
+
+def _start(file: Path, size: int) -> bytes:
+    with plain_file(file).open("rb") as opened:
+        return opened.read(size)
+
+
+_LOGS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+"""What SQLite's write-ahead logs begin with."""
 
 _REFUSED = (
     "it was not changed. Take it away if it is none of yours; put back a copy of the ledger if it should be one, or "
