@@ -77,7 +77,7 @@ class Asking:
         self.round, self.purpose, self.known, self.progress = round, purpose, known, progress
         self.executor: Executor = Inline() if how.executor is None else how.executor
         self.queue: deque[int] = deque()
-        self.later: list[tuple[float, int]] = []  # a heap of retries: when, and which
+        self.later: list[tuple[float, int, int]] = []  # a heap of retries: when, after which attempt, and of which
         self.twins: dict[str, list[int]] = {}  # by hash of a candidate that is asked: equal ones, which wait for it
         self.tries: dict[int, int] = {}  # failed ones
         self.in_flight: dict[int, _Flight] = {}  # by the first of its attempts
@@ -121,8 +121,8 @@ class Asking:
                 continue
             if tries:
                 self.tries[position] = tries
-                self.later.append((0.0, position))
                 self.twins[candidate.hash] = []
+                self._try_again(position, slot.last)
             else:
                 self.queue.append(position)
         if self.known:
@@ -142,7 +142,7 @@ class Asking:
     def _next(self) -> list[int]:
         """The positions of the next call: one that is tried again goes alone, so that it takes no others along."""
         if self.later and self.later[0][0] <= time.monotonic():
-            return [heapq.heappop(self.later)[1]]
+            return [heapq.heappop(self.later)[2]]
         batch: list[int] = []
         while self.queue and len(batch) < self.how.batch_size:
             position = self.queue.popleft()
@@ -190,7 +190,7 @@ class Asking:
         """The calls that have come back, or have been out for too long: at least one, if no retry falls due first."""
         moments = [flight.deadline for flight in self.in_flight.values()]
         if len(self.in_flight) < self.how.max_in_flight:
-            moments += [due for due, _ in self.later[:1]]
+            moments += [due for due, *_ in self.later[:1]]
         until = min(moments, default=0.0)
         keys = []
         try:
@@ -243,12 +243,16 @@ class Asking:
 
     def _follow(self, position: int, result: Result) -> None:
         if result.state != "answered":
-            self.tries[position] = tries = self.tries.get(position, 0) + 1
-            again = tries <= self.how.retries and (result.state != "lost" or self.how.idempotent)
+            self.tries[position] = self.tries.get(position, 0) + 1
+            again = self.tries[position] <= self.how.retries and (result.state != "lost" or self.how.idempotent)
             if again and not self.out_of_budget and self.failure is None:
-                heapq.heappush(self.later, (time.monotonic() + self.how.backoff * 2.0 ** (tries - 1), position))
+                self._try_again(position, result.attempt)
                 return
         self._release(position)
+
+    def _try_again(self, position: int, attempt: int) -> None:
+        wait = self.how.backoff * 2.0 ** (self.tries[position] - 1)
+        heapq.heappush(self.later, (time.monotonic() + wait, attempt, position))
 
     def _release(self, position: int) -> None:
         """A candidate is done with: those that waited for its answer have it, or are asked themselves."""

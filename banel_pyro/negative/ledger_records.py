@@ -30,6 +30,7 @@ class Slot:
         unknown: attempts whose process died before the answer was there.
         in_flight: the session that asks it now.
         error: the last one, in words.
+        last: the number of its last attempt in the ledger.
     """
 
     hash: str
@@ -40,6 +41,7 @@ class Slot:
     unknown: int = 0
     in_flight: int | None = None
     error: str | None = None
+    last: int = 0
 
 
 class LedgerRecords(LedgerBase):
@@ -54,14 +56,15 @@ class LedgerRecords(LedgerBase):
         """
         self._bury()
         found: dict[int, Slot] = {}
-        for position, hash_, state, reward, charged, error, session, ended in self._read(
-            "SELECT a.position, a.hash, a.state, a.reward, a.charged, a.error, a.session, s.ended FROM attempts a "
+        for position, hash_, state, reward, charged, error, session, ended, last in self._read(
+            "SELECT a.position, a.hash, a.state, a.reward, a.charged, a.error, a.session, s.ended, a.id FROM attempts a "
             "JOIN sessions s ON s.id = a.session WHERE a.purpose = ? AND a.round = ? ORDER BY a.id",
             purpose,
             round,
         ):
             slot = found.setdefault(position, Slot(hash_))
             slot.charged |= bool(charged)
+            slot.last = last
             slot.error = error or slot.error
             slot.errors += state == "error"
             slot.lost += state == "lost"
