@@ -5,9 +5,16 @@ arXiv 2510.09596. It shares its name, and no mathematics, with :class:`banel_pyr
 """
 
 from banel_pyro.negative.generator import Generator, GeneratorDistribution, check_generator
+from banel_pyro.negative.ledger import BudgetError, Ledger
+from banel_pyro.negative.oracle import Answers, Oracle, OracleError
 
 __all__ = [
+    "Answers",
+    "BudgetError",
     "Generator",
     "GeneratorDistribution",
+    "Ledger",
+    "Oracle",
+    "OracleError",
     "check_generator",
 ]
