@@ -10,6 +10,7 @@ from torch import Tensor
 
 from banel_pyro.checks import seed_number
 from banel_pyro.inference_data import ArviZ, from_draws
+from banel_pyro.negative.region import accepted_fraction
 from banel_pyro.negative.score import batches, scored
 from banel_pyro.seeding import fork_rng
 
@@ -54,8 +55,6 @@ def _stats(log_prob: Tensor, scores: Tensor) -> dict[str, Named]:
 
 def _attributes(posterior: ExplorationPosterior, which: Tensor) -> dict[str, Any]:
     """What was drawn, and where it went."""
-    from banel_pyro.negative.region import accepted_fraction
-
     fraction = accepted_fraction(which < 0)
     return {
         "drawn": len(which),

@@ -68,6 +68,10 @@ class AcceptanceError(RuntimeError):
             "distil the posterior into the generator so that its regions can go, or raise max_draws."
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As an error that comes back from another process is made again."""
+        return type(self), (self.tally, self.wanted, self.max_draws)
+
 
 @dataclass(frozen=True)
 class Draws:

@@ -72,8 +72,9 @@ class Region:
         cut = quantile_cut(torch.cat([part for part, _ in found]), torch.cat([part for _, part in found]), factor)
         if cut.log_tau == -math.inf:
             _log.warning(
-                "factor=%g rejects nothing: %.3g %% of %d candidates have the lowest score, up to rounding. The "
-                "failure model tells them apart no better.", cut.factor, 100 * cut.ties, cut.candidates,
+                "factor=%g rejects nothing: %.3g %% of %d candidates share the lowest score, up to rounding, and ties "
+                "are accepted together. Train the failure model longer, or take a larger factor.", cut.factor,
+                100 * cut.ties, cut.candidates,
             )  # fmt: skip
         return cls(score, cut.log_tau, cut=cut)
 

@@ -156,7 +156,7 @@ def _score(
     kind = kinds[row["kind"]]
     try:
         score = kind(**parts, **row["config"])
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"{where} does not say what a {kind.__name__} is made of ({error}): expected the arguments of its "
             "constructor. Give them from config() and parts()."

@@ -59,8 +59,9 @@ def quantile_cut(scores: Tensor, sizes: Tensor, factor: float) -> Cut:
     r"""The threshold below which the fraction 1 − 1/f of the scores lies.
 
     The candidates whose score is that at the quantile, up to rounding, are one group and accepted together. The
-    threshold lies in the middle of the gap below them, so that their scores may differ in the last bits when they are
-    evaluated again. Where the group reaches down to the lowest score, nothing is rejected.
+    threshold lies in the middle of the widest gap up to a rounding error below the quantile, so that scores may differ
+    in the last bits when they are evaluated again. Where the group reaches down to the lowest score, nothing is
+    rejected.
 
     Args:
         scores: of the candidates in nats, shape (n,), without NaN.
@@ -81,10 +82,14 @@ def quantile_cut(scores: Tensor, sizes: Tensor, factor: float) -> Cut:
     error = _rounding(scores, sizes)
     ordered = scores.double().sort().values
     at = float(ordered[rejected])
-    lowest = int((ordered < at - error).sum())
-    ties = n - lowest - int((ordered > at + error).sum())
-    log_tau = -math.inf if lowest == 0 else _between(float(ordered[lowest - 1]), float(ordered[lowest]), error)
-    return Cut(log_tau, f, n, (n - lowest) / n, ties / n)
+    below = int((ordered < at - error).sum())
+    ties = (n - below - int((ordered > at + error).sum())) / n
+    if below == 0:
+        return Cut(-math.inf, f, n, 1.0, ties)
+    gaps = ordered[below - 1 : rejected + 1].diff().nan_to_num(nan=0.0, posinf=math.inf)  # between infinities is none
+    lowest = below + int(gaps.argmax())
+    log_tau = _between(float(ordered[lowest - 1]), float(ordered[lowest]), error)
+    return Cut(log_tau, f, n, (n - lowest) / n, ties)
 
 
 def _rounding(scores: Tensor, sizes: Tensor) -> float:
