@@ -159,7 +159,7 @@ class RandomScore(Score):
 
     Example:
         >>> RandomScore(0)(torch.tensor([3, 4, 3]))
-        tensor([0.4066, 0.5497, 0.4066], dtype=torch.float64)
+        tensor([0.7362, 0.2814, 0.7362], dtype=torch.float64)
     """
 
     kind = "random"
