@@ -22,7 +22,7 @@ from banel_pyro.reading import plain_file
 from banel_pyro.states import check_size
 from banel_pyro.training.parameters import safe_constraints
 
-__all__ = ["BEFORE", "NEWEST", "has_checkpoint", "read_checkpoint", "write_checkpoint", "write_whole"]
+__all__ = ["BEFORE", "NEWEST", "has_checkpoint", "read_checkpoint", "read_state", "write_checkpoint", "write_whole"]
 
 _log = logging.getLogger("banel_pyro")
 
@@ -103,7 +103,7 @@ def read_checkpoint(
     damaged: list[_DamagedError] = []
     for file in (folder / NEWEST, folder / BEFORE):
         try:
-            state = _read(file, lambda found: check(found) if check and found.get("format") == version else None)
+            state = read_state(file, lambda found: check(found) if check and found.get("format") == version else None)
         except FileNotFoundError:
             continue
         except _DamagedError as error:
@@ -122,8 +122,17 @@ def read_checkpoint(
     raise ValueError(f"'{folder}' has no {NEWEST}: the run stopped before its first checkpoint.")
 
 
-def _read(file: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """A state, all of its checksums looked at before anything is made of it."""
+def read_state(file: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """A state, all of its checksums looked at before anything is made of it.
+
+    Args:
+        file: as torch writes it.
+        check: raises a ValueError for one that is damaged.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or holds code.
+    """
     try:
         damage = _damage(file)
         if damage is not None:

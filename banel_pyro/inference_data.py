@@ -35,6 +35,7 @@ __all__ = [
     "ArviZ",
     "arviz_version",
     "from_datasets",
+    "from_draws",
     "group",
     "group_names",
     "merge",
@@ -225,18 +226,38 @@ def _arviz(table: Table, groups: set[str], coords: Mapping[str, Sequence[Any]], 
         "point_masses": sorted(table.points),
     }
     about |= {"subsampled": sorted(table.subsampled), "num_rows": table.size if table.plate.name else 0}
+    named = {
+        name: {variable: (table.dims[name][variable], array) for variable, array in variables.items()}
+        for name, variables in arrays.items()
+    }
+    return from_draws(named, {**attrs, **about}, coords)
+
+
+def from_draws(
+    groups: Mapping[str, Mapping[str, tuple[Sequence[str], Any]]],
+    attrs: Mapping[str, Any],
+    coords: Mapping[str, Sequence[Any]] | None = None,
+) -> ArviZ:
+    """Groups as Datasets, of independent draws where they hold draws; with the versions of what made them.
+
+    Args:
+        groups: by group and variable, the names of its axes and the array. In groups of draws the array has an axis
+            over draws in front, which the names leave out.
+        attrs: attributes of the result and of each group; what is no text or number is written as JSON.
+        coords: coordinates by dim; a range by default.
+    """
     versions = {name: version(name) for name in ("banel_pyro", "pyro-ppl", "torch")} | arviz_version()
     plain = {
         "created_at": datetime.now(UTC).isoformat(),
         **{f"{name}_version": number for name, number in versions.items()},
-        **{n: v if isinstance(v, str | int | float) else json.dumps(v) for n, v in {**attrs, **about}.items()},
+        **{n: v if isinstance(v, str | int | float) else json.dumps(v) for n, v in attrs.items()},
     }
     datasets = {}
-    for name, variables in arrays.items():
+    for name, variables in groups.items():
         # draws get a chain axis of their own: ArviZ would take the first axis of an array for the chains
         lead, axis = ((), ()) if name in WITHOUT_DRAWS else (("chain", "draw"), (None,))
-        filled = xr.Dataset({v: ((*lead, *table.dims[name][v]), array[axis]) for v, array in variables.items()})
-        labels = {dim: coords.get(str(dim), np.arange(n)) for dim, n in filled.sizes.items()}
+        filled = xr.Dataset({v: ((*lead, *dims), array[axis]) for v, (dims, array) in variables.items()})
+        labels = {dim: (coords or {}).get(str(dim), np.arange(n)) for dim, n in filled.sizes.items()}
         datasets[name] = filled.assign_coords(labels).assign_attrs(plain)
     return from_datasets(datasets, plain)
 

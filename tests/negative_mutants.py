@@ -1,0 +1,84 @@
+"""Learning from failures broken on purpose: as in `mutants.py`, each must fail a law."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from banel_pyro.negative import LikelihoodRatio, Region, Regions, threshold
+from banel_pyro.negative.posterior import ExplorationPosterior, Tally
+from banel_pyro.negative.score import Batch, scored
+from tests import test_negative_posterior, test_negative_region
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def ratio_turned_round(patch: pytest.MonkeyPatch) -> None:
+    """The ratio is p_phi / p_theta: what is like the failures is kept."""
+    original = LikelihoodRatio.terms
+    patch.setattr(LikelihoodRatio, "terms", lambda self, batch: tuple(-term for term in original(self, batch)))
+
+
+def exponent_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The failure model counts with 1 whatever kappa is."""
+    patch.setattr(
+        LikelihoodRatio, "terms", lambda self, batch: (batch.log_prob(self.base), -batch.log_prob(self.failures))
+    )
+
+
+def threshold_rejected(patch: pytest.MonkeyPatch) -> None:
+    """Scores at the threshold are rejected."""
+    patch.setattr(Region, "rejects_batch", lambda self, batch: scored(self.score, batch)[0].double() <= self.log_tau)
+
+
+def rounding_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Scores that differ in the last bits are no tie."""
+    patch.setattr(threshold, "_rounding", lambda scores, sizes: 0.0)
+
+
+def last_region_alone(patch: pytest.MonkeyPatch) -> None:
+    """The newest region takes the place of those before it."""
+
+    def which(self: Regions, batch: Batch) -> Tensor:
+        return torch.where(self[-1].rejects_batch(batch), len(self) - 1, -1)
+
+    patch.setattr(Regions, "which_batch", which)
+
+
+def rejected_draws_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """The acceptance is the share of the accepted draws that were accepted."""
+    original = Tally.add
+    patch.setattr(Tally, "add", lambda self, which: original(self, which[which < 0]))
+
+
+def batches_of_one_kind(patch: pytest.MonkeyPatch) -> None:
+    """A batch that has an accepted draw is accepted whole."""
+    original = ExplorationPosterior._draw
+
+    def draw(self: ExplorationPosterior, wanted: int) -> object:
+        for raw, which in original(self, wanted):
+            yield raw, torch.full_like(which, -1) if bool((which < 0).any()) else which
+
+    patch.setattr(ExplorationPosterior, "_draw", draw)
+
+
+MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
+    "negative: ratio turned round": (ratio_turned_round, test_negative_region.law_failures_are_rejected),
+    "negative: exponent forgotten": (
+        exponent_forgotten,
+        partial(test_negative_region.test_the_ratio_is_that_of_the_definition, 2.0),
+    ),
+    "negative: threshold rejected": (threshold_rejected, test_negative_region.law_strict),
+    "negative: rounding ignored": (
+        rounding_ignored,
+        test_negative_region.test_a_copy_that_differs_by_rounding_rejects_nothing,
+    ),
+    "negative: last region alone": (last_region_alone, test_negative_region.law_union),
+    "negative: rejected draws not counted": (
+        rejected_draws_not_counted,
+        test_negative_posterior.law_acceptance_is_counted,
+    ),
+    "negative: rejected draws kept": (batches_of_one_kind, test_negative_posterior.law_sampler),
+}
