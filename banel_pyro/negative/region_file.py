@@ -20,7 +20,7 @@ from banel_pyro.negative.score import FailureLikelihood, LikelihoodRatio, Random
 from banel_pyro.negative.threshold import Cut
 from banel_pyro.reading import Field, check_fields
 
-__all__ = ["FORMAT", "read_regions", "write_regions"]
+__all__ = ["FORMAT", "check_packed", "filled", "packed", "read_regions", "unpacked", "write_regions"]
 
 FORMAT = 1
 """Version of the file."""
@@ -47,10 +47,18 @@ _REGION: dict[str, Field] = {
 
 def write_regions(regions: Regions, path: str | PathLike[str]) -> None:
     """As :meth:`Regions.save`. A generator that several scores have is in the file once."""
-    generators: list[Generator] = []
-    rows = [_row(place, region, generators) for place, region in enumerate(regions)]
-    content = {"format": FORMAT, "generators": [_state(part) for part in generators], "regions": rows}
+    content = {"format": FORMAT, **packed(regions)}
     write_whole(Path(path), lambda file: torch.save(content, file))
+
+
+def packed(regions: Regions, others: Iterable[Generator] = ()) -> dict[str, Any]:
+    """Regions, and generators beside them, as tensors and numbers: each generator once, first the others in order."""
+    generators: list[Generator] = []
+    for other in others:
+        if not any(other is known for known in generators):
+            generators.append(other)
+    rows = [_row(place, region, generators) for place, region in enumerate(regions)]
+    return {"generators": [_state(part) for part in generators], "regions": rows}
 
 
 def _row(place: int, region: Region, generators: list[Generator]) -> dict[str, Any]:
@@ -91,26 +99,42 @@ def read_regions(
     skeletons = {"": generator} if isinstance(generator, Generator) else dict(generator)
     for name, skeleton in skeletons.items():
         instance(f"generator {name}".strip(), skeleton, (Generator,), "a Generator of the kind that was saved")
+    return unpacked(read_state(file, _check), skeletons, scores, str(file), {})
+
+
+def unpacked(
+    state: Mapping[str, Any], skeletons: Mapping[str, Generator], scores: Iterable[type[Score]], file: str,
+    shared: dict[int, Generator],
+) -> Regions:  # fmt: skip
+    """Regions from what :func:`packed` made; ``shared`` has the generators by number, and gets those that it lacks."""
     kinds = {kind.kind: kind for kind in (*OURS, *scores)}
-    state = read_state(file, _check)
-    shared: dict[int, Generator] = {}
     found = []
     for place, row in enumerate(state["regions"]):
         where = f"regions[{place}] of '{file}'"
         for name, number in row["parts"].items():
             if number not in shared:
-                shared[number] = _filled(_skeleton(where, name, skeletons), state["generators"][number], where, name)
+                shared[number] = filled(_skeleton(where, name, skeletons), state["generators"][number], where, name)
         score = _score(where, row, kinds, {name: shared[number] for name, number in row["parts"].items()})
         found.append(Region(score, row["log_tau"], cut=None if row["cut"] is None else Cut(**row["cut"])))
     return Regions(found)
 
 
-def _check(state: Any) -> None:
-    check_fields("it", state, _FIELDS, remedy="")
+def check_packed(state: Any) -> None:
+    """Refuse what :func:`packed` did not make.
+
+    Raises:
+        ValueError: naming what is missing or is something else.
+    """
+    check_fields("it", state, {name: field for name, field in _FIELDS.items() if name != "format"}, remedy="")
     for place, row in enumerate(state["regions"]):
         check_fields(f"its region {place}", row, _REGION, remedy="")
         if any(number >= len(state["generators"]) for number in row["parts"].values()):
             raise ValueError(f"its region {place} has a generator that is not there")
+
+
+def _check(state: Any) -> None:
+    check_fields("it", state, {"format": _FIELDS["format"]}, remedy="")
+    check_packed(state)
 
 
 def _skeleton(where: str, name: str, skeletons: Mapping[str, Generator]) -> Generator:
@@ -121,7 +145,7 @@ def _skeleton(where: str, name: str, skeletons: Mapping[str, Generator]) -> Gene
     return skeletons[name] if name in skeletons else skeletons[""]
 
 
-def _filled(skeleton: Generator, state: Mapping[str, Tensor], where: str, name: str) -> Generator:
+def filled(skeleton: Generator, state: Mapping[str, Tensor], where: str, name: str) -> Generator:
     """A copy of the skeleton with the tensors of a file, if it has tensors of these names, shapes and dtypes."""
     twin = skeleton.copy()
     _fill(twin, state, f"generator '{name}' of {where}")
