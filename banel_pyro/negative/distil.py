@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -103,9 +104,9 @@ def distil(
         plan.training(generator, draws, seed=seed)
         fresh = generator.sample(integer("measured", measured))
     new = log_probs(generator, unseen).double()
-    true = log_probs(posterior.generator, unseen).double() - torch.tensor(posterior.acceptance.value).log().double()
+    true = log_probs(posterior.generator, unseen).double() - math.log(posterior.acceptance.value)
     return Distilled(
-        generator, _mean(new), _mean(true - new), ExplorationPosterior(generator, posterior.regions).acceptance_of(fresh)
+        generator.requires_grad_(False), _mean(new), _mean(true - new), posterior.regions.acceptance(fresh)
     )
 
 

@@ -92,10 +92,10 @@ class RatioFilter(Filter):
         if number("kappa", self.kappa) <= 0:
             raise ValueError(f"kappa={self.kappa}: expected a number above 0. Write kappa=1.0, the plain ratio.")
         if not callable(self.start) and self.start not in ("generator", "previous"):
-            raise ValueError(f"start={self.start!r}: expected 'generator', 'previous' or a function without arguments.")
-        for name, value, allowed in (("data", self.data, ("round", "all")), ("score", self.score, ("ratio", "failures"))):
-            if value not in allowed:
-                raise ValueError(f"{name}={value!r}: expected {allowed[0]!r} or {allowed[1]!r}.")
+            raise ValueError(f"start={self.start!r}: expected 'generator', 'previous', or a function that returns one.")
+        for name, allowed in (("data", ("round", "all")), ("score", ("ratio", "failures"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed[0]!r} or {allowed[1]!r}.")
 
     def failure_model(self, evidence: Evidence, failures: Tensor, *, seed: int, **options: Any) -> Generator:
         """The failure model trained on some failures; options are those of :class:`Training`'s call."""
@@ -126,8 +126,8 @@ class RatioFilter(Filter):
     def describe(self) -> dict[str, Any]:
         """Name and fields, for JSON."""
         start = getattr(self.start, "__qualname__", repr(self.start)) if callable(self.start) else self.start
-        return {"filter": type(self).__name__, "training": self.training.describe(), "kappa": self.kappa, "start": start,
-                "data": self.data, "score": self.score}  # fmt: skip
+        fields = {"kappa": self.kappa, "start": start, "data": self.data, "score": self.score}
+        return {"filter": type(self).__name__, "training": self.training.describe()} | fields
 
 
 @dataclass(frozen=True)

@@ -56,11 +56,11 @@ class Training:
     def __call__(
         self, generator: Generator, x: Tensor, *, seed: int, validation: Tensor | None = None, **options: Any
     ) -> pd.DataFrame:
-        """Train a generator in place.
+        r"""Train a generator in place.
 
         Args:
             generator: what is trained.
-            x: candidates, shape (n, \\*event_shape).
+            x: candidates, shape (n, \*event_shape).
             seed: of the order of the candidates and of all else that is drawn.
             validation: candidates that are held out; the history then has their ``val_elbo``.
             options: of this run, over those of the field ``options``.

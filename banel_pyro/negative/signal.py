@@ -1,0 +1,66 @@
+"""What can be known without a success: failures that were held out, against fresh draws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from banel_pyro.checks import integer, probability
+from banel_pyro.negative.region import Region
+
+__all__ = ["HeldOut", "held_out_signal"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Failures that the failure model is not trained on, and what is done with them.
+
+    Args:
+        fraction: of the failures of a round.
+        patience: stop after so many rounds in a row whose signal is below two standard errors; None never stops.
+    """
+
+    fraction: float = 0.2
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        probability("fraction", self.fraction)
+        if self.patience is not None:
+            integer("patience", self.patience)
+
+    def count(self, failures: int) -> int:
+        """How many of so many failures are held out."""
+        return round(self.fraction * failures)
+
+    def stops(self, rows: list[dict[str, Any]]) -> bool:
+        """Whether rounds in a row have learnt nothing that held-out failures would show."""
+        if self.patience is None or len(rows) < self.patience:
+            return False
+        return all(row.get("signal", math.inf) < 2 * row.get("signal_stderr", 0.0) for row in rows[-self.patience :])
+
+
+def held_out_signal(region: Region, *, trained: Tensor, held_out: Tensor, fresh: Tensor) -> dict[str, float]:
+    r"""How much more of the failures than of fresh draws a region rejects.
+
+    .. math:: \text{signal} = P(\text{reject} \mid \text{held-out failure}) - P(\text{reject} \mid \text{fresh draw})
+
+    In expectation it is :math:`SR\,[P(\text{reject}|r = 0) - P(\text{reject}|r = 1)]`, since fresh draws are failures
+    but for the success rate SR: where successes are rare, it cannot differ from 0 by more than SR.
+
+    Args:
+        region: whose failure model was trained on ``trained``.
+        trained: failures, shape (n, \*event_shape).
+        held_out: failures that it has not seen.
+        fresh: draws that were not asked.
+
+    Returns:
+        ``rejected_trained``, ``rejected_held_out``, ``rejected_fresh``, ``signal``, ``signal_stderr`` (binomial).
+    """
+    rates = {name: 1 - region.acceptance(x).value for name, x in
+             (("trained", trained), ("held_out", held_out), ("fresh", fresh))}  # fmt: skip
+    variance = sum(rates[n] * (1 - rates[n]) / len(x) for n, x in (("held_out", held_out), ("fresh", fresh)))
+    signal = {"signal": rates["held_out"] - rates["fresh"], "signal_stderr": math.sqrt(variance)}
+    return {f"rejected_{name}": value for name, value in rates.items()} | signal
