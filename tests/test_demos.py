@@ -29,6 +29,7 @@ DEMOS: dict[str, list[str]] = {
     "gallery": ["--steps", "40", "--draws", "40"],
     "lambda_curve": ["--steps", "800", "--lams", "0.4"],
     "modes": ["--steps", "200", "--lams", "-1", "0.5", "--alphas", "0.5", "2", "--starts", "2"],
+    "negative_speed": ["--repeats", "2", "--sequences", "64"],
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
     "speed": ["--quick"],
@@ -167,6 +168,15 @@ def bonus_cures_repetition(printed: str) -> None:
     assert text["entropy"] < 5
 
 
+def the_cache_pays(printed: str) -> None:
+    """Sampling with the cache is faster, and the figures of every round are kept."""
+    found = json.loads(Path("runs/negative_speed/speed.json").read_text())
+    assert list(found["cache"]) == ["8", "32"]
+    assert min(found["cache"]["32"]["ratio"]) > 1
+    assert [bar["limit"] for bar in found["bars"]] == [5.0]
+    assert "uncached ÷ cached" in printed
+
+
 def no_narrow_guide_is_green(printed: str) -> None:
     """Verdicts agree with the reference, and the corrected coverage with the exact one of the fitted guide."""
     found = pd.read_csv("runs/trust/coverage.csv")
@@ -187,6 +197,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "frontier": narrows_along_the_frontier,
     "lambda_curve": points_lie_on_the_curve,
     "modes": modes_survive_where_they_should,
+    "negative_speed": the_cache_pays,
     "speed": numbers_are_complete,
     "tokens": bonus_cures_repetition,
     "trust": no_narrow_guide_is_green,
