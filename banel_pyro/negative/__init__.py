@@ -15,6 +15,7 @@ from banel_pyro.negative.region import Region, Regions
 from banel_pyro.negative.score import FailureLikelihood, LikelihoodRatio, RandomScore, Score
 from banel_pyro.negative.signal import HeldOut, held_out_signal
 from banel_pyro.negative.success import DrawnSuccesses, ListedSuccesses, SuccessRate, SuccessRates
+from banel_pyro.negative.task import Task
 from banel_pyro.negative.training import Training
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "Score",
     "SuccessRate",
     "SuccessRates",
+    "Task",
     "Training",
     "check_generator",
     "distil",
