@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def learn(
     use_successes: bool = False,
     held_out: HeldOut | None = None,
     success_rate: SuccessRates | None = None,
+    show: Callable[[Tensor], Sequence[str]] | None = None,
     seed: int | None = None,
     resume: bool = False,
     progress: bool = True,
@@ -140,6 +142,7 @@ def learn(
         held_out: failures that are held out in every round, for a signal that needs no success.
         success_rate: measures success rates for the record, at no cost in reward evaluations. Nothing is learnt from
             it; only which round was best is judged by it.
+        show: candidates as texts: a round's record then shows which fresh draws scored lowest and highest.
         seed: of all that is drawn, by default drawn from torch's generator.
         resume: go on with the run in ``out``; starts it if there is none.
         progress: show a progress bar.
@@ -161,7 +164,8 @@ def learn(
     """
     plan = _plan(
         budget=budget, rounds=rounds, filter=filter, factor=factor, log_tau=log_tau, distillation=distillation,
-        candidates=candidates, max_draws=max_draws, known=known, use_successes=use_successes, held_out=held_out, seed=0,
+        candidates=candidates, max_draws=max_draws, known=known, use_successes=use_successes, held_out=held_out,
+        show=show, seed=0,
     )  # fmt: skip
     check_generator(generator)
     instance("oracle", oracle, (Oracle,), "an Oracle. Write Oracle(fn) for a function from candidates to rewards")
@@ -207,7 +211,7 @@ def _plan(**options: Any) -> Plan:
 
 def _describe(plan: Plan, success_rate: SuccessRates | None, name: str) -> dict[str, Any]:
     """What decides a run's numbers, as JSON."""
-    fields = dict(vars(plan))
+    fields = {name: value for name, value in vars(plan).items() if name != "show"}
     fields |= {
         "filter": None if plan.filter is None else plan.filter.describe(),
         "distillation": None if plan.distillation is None else plan.distillation.describe(),

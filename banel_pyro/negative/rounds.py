@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from banel_pyro.negative.oracle import Oracle
 from banel_pyro.negative.posterior import ExplorationPosterior
 from banel_pyro.negative.region import Region, Regions
 from banel_pyro.negative.region_file import check_packed, filled, packed, unpacked
+from banel_pyro.negative.score import evaluate
 from banel_pyro.negative.signal import HeldOut, held_out_signal
 from banel_pyro.negative.success import SuccessRate, SuccessRates
 from banel_pyro.reading import check_fields
@@ -37,6 +38,9 @@ FORMAT = 1
 
 STEPS = ("propose", "ask", "filter", "distil", "evaluate")
 """The steps of a round: each is a function of what was known before it, and ends with a checkpoint."""
+
+EXAMPLES = 12
+"""Candidates of each kind that a round's record shows."""
 
 BUDGET, ROUNDS, QUIET = "the budget is spent", "all rounds are done", "the signal says that nothing is learnt"
 
@@ -56,6 +60,7 @@ class Plan:
     known: str
     use_successes: bool
     held_out: HeldOut | None
+    show: Callable[[Tensor], Sequence[str]] | None
     seed: int
 
 
@@ -262,6 +267,10 @@ class Rounds:
         )
         acceptance = region.acceptance(fresh).value
         state.row |= {"log_tau": region.log_tau, "acceptance": acceptance, "bound": 1 / acceptance}
+        if plan.show is not None:
+            order = evaluate(score, fresh).argsort()
+            state.row |= {"most_like_failures": list(plan.show(fresh[order[:EXAMPLES]])),
+                          "least_like_failures": list(plan.show(fresh[order[-EXAMPLES:]]))}  # fmt: skip
         if held_out:
             state.row |= held_out_signal(region, trained=shuffled[held_out:], held_out=shuffled[:held_out], fresh=fresh)
         if state.rate is not None:
