@@ -177,14 +177,14 @@ def learn(
         state = read_state(folder, generator) or State.at_start(generator)
         with Progress(plan.budget, enabled=progress, title=name) as bar:
 
-            def show(state: State, done: int) -> None:
+            def record(state: State, done: int) -> None:
                 bar.show(ledger.nre, _told(state))
                 if not done:
                     config["base_rate"] = state.base_rate
                     _write(folder / CONFIG, config)
                     _write(folder / ROUNDS, {"rounds": state.rows, "stopped": state.stopped, "best": state.best_round})
 
-            state = Rounds(plan, oracle, ledger, folder, success_rate, state, show).run()
+            state = Rounds(plan, oracle, ledger, folder, success_rate, state, record).run()
     return _learned(state, config, folder)
 
 
