@@ -1,4 +1,4 @@
-"""The command line: ``banel fit`` trains a pair at several λ, ``sweep`` says which to take, ``report`` shows them."""
+"""The command line: ``banel fit`` and ``sweep`` train pairs, ``negative`` learns from failures, ``report`` shows it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from banel_pyro.cli_options import (
     training_options,
 )
 from banel_pyro.inference_data import read_netcdf
+from banel_pyro.negative.command import is_negative, negative, show_negative
 from banel_pyro.pair import load_pair
 from banel_pyro.recipe import Recipe, cpu_threads, lams_of
 from banel_pyro.report import COMMAND, Comparison, write_report
@@ -176,11 +177,12 @@ def fit(
 
 
 app.command()(sweep)
+app.command()(negative)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of fit or sweep, or one run in it.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The --out of fit, sweep or negative, or one run.")],
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -193,7 +195,7 @@ def report(
 ) -> None:
     """Make report.html again from the files of the runs, and print its table."""
     if not folder.is_dir():
-        raise ValueError(f"'{folder}' is no folder: give the --out of banel fit or sweep, or one run in it.")
+        raise ValueError(f"'{folder}' is no folder: give the --out of banel fit, sweep or negative, or one run in it.")
     # a link that the user names, as tools for large files make them, is followed; one in a run folder is not
     if reference is not None and not reference.exists():
         raise ValueError(f"--reference={reference}: there is no such file. Give a netCDF file of draws.")
@@ -202,6 +204,11 @@ def report(
         if reference is not None:
             raise ValueError(f"--reference={reference}: not for a sweep. Give one of its runs, a folder in '{folder}'.")
         show_sweep(folder)
+        return
+    if is_negative(folder):
+        if reference is not None:
+            raise ValueError(f"--reference={reference}: not for learning from failures, which has no posterior draws.")
+        show_negative(folder)
         return
     _show(write_report(folder, reference=draws), folder)
 
@@ -225,6 +232,8 @@ def _check_out(folder: Path, lams: Mapping[str, Any], *, resume: bool) -> None:
         raise ValueError(f"--out={folder} is itself a run: choose a new folder, or the one around it.")
     if (folder / SWEEP).exists():
         raise ValueError(f"--out={folder} holds a sweep: choose a new folder, or go on with banel sweep --resume.")
+    if is_negative(folder):
+        raise ValueError(f"--out={folder} holds runs of banel negative: choose a new folder.")
     if any(folder.iterdir()) and not any(folder.glob("*/config.json")) and not (folder / COMMAND).exists():
         raise ValueError(f"--out={folder} holds other files and no runs of banel fit: choose a new or an empty folder.")
     begun = [name for name in lams if (folder / name / "config.json").exists()]

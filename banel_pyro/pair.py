@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from banel_pyro.batches import Split
 from banel_pyro.folder import RunFolder, run_seed
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from banel_pyro.objectives import Objective
     from banel_pyro.run import FitResult
 
-__all__ = ["Pair", "load_pair"]
+__all__ = ["Kind", "Pair", "load_factory", "load_pair"]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -105,23 +107,59 @@ def load_pair(path: str) -> Callable[[], Pair]:
     Raises:
         ValueError: if there is no such module or attribute, or it does not return a Pair.
     """
+    return load_factory(path, PAIR)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Made]):
+    """What the functions make that the command line takes by name.
+
+    Args:
+        made: the class.
+        noun: what error messages call it.
+        write: how it is made.
+        example: the path of a function that does.
+    """
+
+    made: type[Made]
+    noun: str
+    write: str
+    example: str
+
+
+PAIR = Kind(Pair, "pair", "Pair(model, guide, data=...)", "models.vae:digits")
+
+_COMMANDS = {"Pair": "A Pair is for banel fit and banel sweep.", "Task": "A Task is for banel negative."}
+
+
+def load_factory(path: str, kind: Kind[Made]) -> Callable[[], Made]:
+    """The factory that ``module:attribute`` names, with the working directory on the path.
+
+    Args:
+        path: such as ``models.vae:digits``: a function without arguments.
+        kind: what it has to return.
+
+    Raises:
+        ValueError: if there is no such module or attribute, or it returns something else.
+    """
+    what = f"{kind.noun} '{path}'"
     module_name, _, attribute = path.partition(":")
     if not attribute or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ValueError(f"pair '{path}': expected module:attribute, such as models.vae:digits for models/vae.py.")
-    factory = getattr(_module(path, module_name), attribute, None)
+        file = kind.example.partition(":")[0].replace(".", "/")
+        raise ValueError(f"{what}: expected module:attribute, such as {kind.example} for {file}.py.")
+    factory = getattr(_module(what, module_name, kind), attribute, None)
     if factory is None:
-        raise ValueError(
-            f"pair '{path}': module '{module_name}' has no attribute '{attribute}'. Name a function in it."
-        )
+        raise ValueError(f"{what}: module '{module_name}' has no attribute '{attribute}'. Name a function in it.")
     if not callable(factory):
+        name = kind.made.__name__
         raise ValueError(
-            f"pair '{path}' is a {type(factory).__name__}: expected a function without arguments that returns a Pair. "
-            "Write def make(): return Pair(...)."
+            f"{what} is a {type(factory).__name__}: expected a function without arguments that returns a {name}. "
+            f"Write def make(): return {name}(...)."
         )
-    return partial(_make, path, factory)
+    return partial(_make, what, factory, kind)
 
 
-def _module(path: str, name: str) -> ModuleType:
+def _module(what: str, name: str, kind: Kind[Any]) -> ModuleType:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -130,20 +168,19 @@ def _module(path: str, name: str) -> ModuleType:
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise  # the module is there, and imports one that is not
         raise ValueError(
-            f"pair '{path}': no module '{name}' in {os.getcwd()} or on the path. A pair is a function in a Python "
-            "file that returns banel_pyro.Pair(model, guide, data=...); name it as file:function."
+            f"{what}: no module '{name}' in {os.getcwd()} or on the path. A {kind.noun} is a function in a Python "
+            f"file that returns banel_pyro.{kind.write}; name it as file:function."
         ) from error
 
 
-def _make(path: str, factory: Callable[..., Any]) -> Pair:
+def _make(what: str, factory: Callable[..., Any], kind: Kind[Made]) -> Made:
     try:
         inspect.signature(factory).bind()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"pair '{path}' cannot be called without arguments ({error}). Give them defaults.") from error
-    pair = factory()
-    if not isinstance(pair, Pair):
-        raise ValueError(
-            f"pair '{path}' returned a {type(pair).__name__}: expected a banel_pyro.Pair. Write return Pair(model, "
-            "guide)."
-        )
-    return pair
+        raise ValueError(f"{what} cannot be called without arguments ({error}). Give them defaults.") from error
+    made = factory()
+    if not isinstance(made, kind.made):
+        found = type(made).__name__
+        remedy = _COMMANDS.get(found, f"Write return {kind.write}.")
+        raise ValueError(f"{what} returned a {found}: expected a banel_pyro.{kind.write.partition('(')[0]}. {remedy}")
+    return made

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from banel_pyro.reading import read_json
 from banel_pyro.run import run_seed
 from banel_pyro.training.progress import Progress
 
-__all__ = ["CONFIG", "LEDGER", "ROUNDS", "Learned", "learn"]
+__all__ = ["CONFIG", "LEDGER", "ROUNDS", "Learned", "learn", "learn_config"]
 
 CONFIG, LEDGER, ROUNDS = "negative.json", "ledger.db", "rounds.json"
 """Files of a run: its options, the ledger, and a record of each round."""
@@ -188,6 +190,26 @@ def learn(
     return _learned(state, config, folder)
 
 
+def learn_config(*, success_rate: SuccessRates | None = None, name: str = "task", **options: Any) -> dict[str, Any]:
+    """What :func:`learn` records of its options, checked; nothing is asked or written.
+
+    Args:
+        success_rate: as for :func:`learn`, as are the others.
+        name: of the task.
+        options: those that decide numbers.
+
+    Raises:
+        TypeError, ValueError: for bad input.
+    """
+    own = inspect.signature(learn).parameters
+    names = [field.name for field in fields(Plan)]
+    if unknown := sorted(options.keys() - set(names)):
+        raise TypeError(f"options has {unknown}: expected options of learn, which are {', '.join(names)}.")
+    instance("success_rate", success_rate, (SuccessRates, type(None)), "ListedSuccesses, DrawnSuccesses or None")
+    options = {option: own[option].default for option in names if option != "budget"} | options
+    return _describe(_plan(**options | {"seed": 0}), success_rate, name)
+
+
 def _plan(**options: Any) -> Plan:
     """The options, checked."""
     for name, least in (("budget", 1), ("rounds", 1), ("candidates", 2), ("max_draws", 1)):
@@ -248,8 +270,17 @@ def _claim(
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=2)
+    text = json.dumps(_known(content), indent=2, allow_nan=False)
     write_whole(file, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def _known(content: Any) -> Any:
+    """JSON knows no NaN: what is not known, such as the gain of a filter where no success is known, is null."""
+    if isinstance(content, dict):
+        return {name: _known(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_known(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _told(state: State) -> str:

@@ -1,0 +1,78 @@
+"""What runs of learning from failures came to, in sentences, and what a reader of their numbers has to know."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+
+from banel_pyro.report.negative_numbers import Method, NegativeReport, times, typical
+
+__all__ = ["findings", "notes"]
+
+_EXACT = "Success rates are exact, from the list of all successes."
+
+_DRAWN = (
+    "Success rates are from fresh draws, outside of the budget, with Clopper and Pearson's 95 % intervals; that at the "
+    "start is from the {draws:,} draws of all runs together. The highest of several rates that are measured with error is "
+    "too high: best so far is no estimate."
+)
+
+_PRODUCTS = (
+    "∏ filter gain is the product over rounds of P(accept | success) ÷ P(accept), and ∏ distillation gain what "
+    "distillation made of it: together they are the gain of a run over its own start."
+)
+
+_FEW = "Both rest on the few successes among the draws, and are not known after a round that had none among them."
+
+_NONE = "Where none of n draws succeeded, comparisons take the rate as 1 in n, which is more than it may be."
+
+_PAIRED = (
+    "Comparisons are of log success rates at the end, paired by seed: Student's t, and Wilcoxon's signed ranks, both "
+    "two-sided. Seeds without a difference are left out of the ranks; an exact rate of 0 leaves only the ranks."
+)
+
+
+def findings(report: NegativeReport) -> list[str]:
+    """What came of it, a sentence for each method.
+
+    Args:
+        report: what the runs came to.
+    """
+    if report.base is None:
+        return ["The task measures no success rate, so that only the successes seen while asking can be counted."]
+    return [_finding(report, method) for method in report.methods if method.final]
+
+
+def _finding(report: NegativeReport, method: Method) -> str:
+    final, nre = typical(method.final.values(), median), max(run.nre[-1] for run in method.runs)
+    seeds = f" (median of {len(method.final)} seeds)" if len(method.final) > 1 else ""
+    text = f"{method.name} ends at a success rate of {final}{seeds}, {times(final, report.base)} the {report.base}"
+    text += f" at the start, after {nre:,} reward evaluations"
+    if (against := report.comparisons.get(method.name)) is not None and not math.isnan(against.times):
+        text += f"; {report.methods[0].name} is ahead of it by a factor of {against.times:.3g}"
+        if not math.isnan(against.t_p):
+            text += f" (95 % interval {against.low:.3g} to {against.high:.3g}, paired over {against.pairs} seeds)"
+    return f"{text}."
+
+
+def notes(report: NegativeReport) -> list[str]:
+    """What a reader of the tables has to know, a sentence each.
+
+    Args:
+        report: what the runs came to.
+    """
+    found = [] if report.base is None else [_EXACT, _PRODUCTS]
+    if report.base is not None and report.base.draws:
+        found = [_DRAWN.format(draws=report.base.draws), f"{_PRODUCTS} {_FEW}"]
+    if any(rate.value == 0 and rate.draws for run in report.runs for rate in run.rates):
+        found.append(_NONE)
+    if report.comparisons:
+        found.append(_PAIRED)
+    budgets = sorted({run.config["budget"] for run in report.runs})
+    if len(budgets) > 1:
+        found.append(f"The runs have different budgets: {', '.join(f'{b:,}' for b in budgets)}.")
+    if unfinished := [f"{run.name} ({len(run.rows)} rounds)" for run in report.runs if not run.stopped]:
+        found.append(f"Not at their end, and shown as far as they came: {'; '.join(unfinished)}.")
+    if report.waiting:
+        found.append(f"Not shown, since no round has ended: {'; '.join(report.waiting)}.")
+    return found
