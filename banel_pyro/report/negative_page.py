@@ -107,7 +107,10 @@ def _examples(report: NegativeReport) -> list[str]:
 
 
 def _some(texts: list[Any]) -> html.Html:
-    cut = [text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…" for text in map(str, texts[:SHOWN])]
+    cut = [
+        text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+        for text in [*dict.fromkeys(map(str, texts))][:SHOWN]
+    ]
     return html.Html(" · ".join(f"<code>{escape(text)}</code>" for text in cut))
 
 

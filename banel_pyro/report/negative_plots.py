@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from banel_pyro.report.canvas import GREY, STYLE, WIDTH, add_legend, colour, marker
+from banel_pyro.report.canvas import GREY, STYLE, WIDTH, add_legend, colour, line, marker
 from banel_pyro.report.negative_numbers import Method, NegativeReport
 from banel_pyro.report.negative_runs import NegativeRun, Rate
 from banel_pyro.report.pictures import Picture, svg_of
@@ -92,7 +92,8 @@ def _seen(report: NegativeReport) -> Picture:
     for i, method in enumerate(report.methods):
         for run in method.runs:
             seen = [0, *accumulate(int(row["successes"]) for row in run.rows)]
-            ax.plot(run.nre, seen, color=colour(i), marker=marker(i), markersize=3, linewidth=1.2, alpha=0.85)
+            style: dict[str, Any] = {"color": colour(i), "linestyle": line(i), "marker": marker(i), "markersize": 3}
+            ax.plot(run.nre, seen, linewidth=1.2, alpha=0.85, **style)
     ax.set(xlabel="reward evaluations (NRE)", ylabel="successes seen", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -180,7 +181,8 @@ def _signal(report: NegativeReport) -> Picture | None:
     for method in shown:
         i = report.methods.index(method)
         for k, run in enumerate(method.runs):
-            x = [n + 1 + 0.06 * (k - len(method.runs) / 2) for n in range(len(run.rows))]
+            shift = 0.3 * (i - (len(report.methods) - 1) / 2) + 0.2 * ((k + 0.5) / len(method.runs) - 0.5)
+            x = [n + 1 + shift for n in range(len(run.rows))]
             errors = [2 * e for e in run.column("signal_stderr")]
             style: dict[str, Any] = {"color": colour(i), "marker": marker(i), "markersize": 3.5, "linewidth": 0.9}
             ax.errorbar(x, run.column("signal"), yerr=errors, alpha=0.75, linestyle="", **style)
@@ -188,10 +190,9 @@ def _signal(report: NegativeReport) -> Picture | None:
     _rounds_axis(ax)
     add_legend(figure, [method.name if method in shown else "" for method in report.methods])
     return Picture(
-        "Is anything learnt that no success has shown?",
+        "What do held-out failures say?",
         "The share of held-out failures that a filter rejects, minus that of fresh draws, with two standard errors, "
-        "for each seed: above 0 it has learnt more than its failures by heart. Where successes are rare it cannot be far "
-        "from 0.",
+        "for each seed: above 0 it has learnt more than its failures by heart. Where successes are rare it is near 0.",
         "Chart of the signal against the round. " + _medians(shown, {"signal": "signal"}),
         svg_of(figure),
     )
@@ -236,10 +237,10 @@ def _per_round(ax: Axes, report: NegativeReport, method: Method, name: str) -> N
     number = report.methods.index(method)
     shift = 0.12 * (number - (len(report.methods) - 1) / 2)
     for run in method.runs:
-        values = [value or math.nan for value in run.column(name)]
+        values = [value if value or "gain" not in name else math.nan for value in run.column(name)]
         x = [n + 1 + shift for n in range(len(values))]
         ax.plot(x, values, linestyle="", marker=marker(number), color=colour(number), markersize=3.5, alpha=0.5)
-    _line(ax, method, name, {"color": colour(number), "linewidth": 1.4})
+    _line(ax, method, name, {"color": colour(number), "linestyle": line(number), "linewidth": 1.4})
 
 
 def _line(ax: Axes, method: Method, name: str, style: dict[str, Any]) -> None:

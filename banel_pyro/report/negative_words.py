@@ -13,7 +13,7 @@ _EXACT = "Success rates are exact, from the list of all successes."
 
 _DRAWN = (
     "Success rates are from fresh draws, outside of the budget, with Clopper and Pearson's 95 % intervals; that at the "
-    "start is from the {draws:,} draws of all runs together. The highest of several rates that are measured with error is "
+    "start is from the {draws:,} draws of all runs together. The highest of several rates measured with error is "
     "too high: best so far is no estimate."
 )
 
