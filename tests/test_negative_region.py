@@ -35,8 +35,8 @@ def scores(score: Score, x: Tensor = X) -> Tensor:
     return evaluate(score, x)
 
 
-def quantile(values: Tensor, factor: float, sizes: Tensor | None = None) -> Any:
-    return quantile_cut(values, values.abs() if sizes is None else sizes, factor)
+def quantile(values: Tensor, factor: float, sizes: Tensor | None = None, ties: str = "accept") -> Any:
+    return quantile_cut(values, values.abs() if sizes is None else sizes, factor, ties)
 
 
 class Table(Score):
@@ -174,7 +174,7 @@ def law_strict() -> None:
 
 
 def test_a_failure_model_that_has_learnt_nothing_rejects_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "banel_pyro"):
+    with caplog.at_level(logging.INFO, "banel_pyro"):
         law_strict()
     assert "factor=16 rejects nothing: 100 % of 500 candidates share the lowest score" in caplog.text
 
@@ -208,16 +208,29 @@ def test_a_perfect_failure_model_separates() -> None:
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_the_threshold_is_the_quantile_and_the_tie_at_it_is_accepted(whole: list[int], factor: float) -> None:
+    """The smallest set of whole ties that has 1/factor; or the largest that has no more, if there is one."""
     values = torch.tensor(whole, dtype=torch.float64)
-    cut = quantile(values, factor)
-    kept = values >= cut.log_tau
     n = len(values)
     needed = math.ceil(n / factor - 1e-6)
-    at = values.sort(descending=True).values[needed - 1]
-    assert kept.equal(values >= at), "the smallest set of whole ties that has 1/factor"
-    assert cut.acceptance == float(kept.double().mean())
-    assert cut.ties == float((values == at).double().mean())
-    assert cut.log_tau == -math.inf or cut.log_tau not in whole, "in a gap"
+    ordered = values.sort(descending=True).values
+    at, last_rejected = ordered[needed - 1], ordered[needed]
+    least, most = values >= at, values > last_rejected
+    for ties, right in (("accept", least), ("reject", most if most.any() else least)):
+        cut = quantile(values, factor, ties=ties)
+        assert (values >= cut.log_tau).equal(right)
+        assert cut.acceptance == float(right.double().mean())
+        assert cut.log_tau == -math.inf or cut.log_tau not in whole, "in a gap"
+    assert quantile(values, factor).ties == float((values == at).double().mean())
+
+
+def test_a_failure_that_is_most_of_the_draws_can_be_rejected() -> None:
+    values = torch.tensor([0.0] * 77 + [1.0] * 23)
+    assert quantile(values, 2).acceptance == 1
+    cut = quantile(values, 2, ties="reject")
+    assert (cut.acceptance, cut.log_tau, cut.ties) == (0.23, 0.5, 0.77)
+    assert quantile(torch.zeros(100), 2, ties="reject").acceptance == 1
+    with pytest.raises(ValueError, match="ties='drop'"):
+        Region.at_quantile(ratio(), X, 2, ties="drop")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("factor", "rejected"), [(2, 500), (16, 937), (1.032, 31), (4 / 3, 250), (1000, 999)])

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -50,11 +50,19 @@ class Region:
         self.log_tau = log_tau if log_tau == -math.inf else number("log_tau", log_tau)
 
     @classmethod
-    def at_quantile(cls, score: Score, candidates: Tensor, factor: float, *, batch_size: int = 1024) -> Region:
+    def at_quantile(
+        cls,
+        score: Score,
+        candidates: Tensor,
+        factor: float,
+        *,
+        ties: Literal["accept", "reject"] = "accept",
+        batch_size: int = 1024,
+    ) -> Region:
         r"""The region that rejects the fraction 1 − 1/f of the lowest scores.
 
-        Scores that are equal up to rounding are accepted or rejected together: those at the quantile are accepted, so
-        that the acceptance may be larger than 1/f. How large it is on the candidates stands in ``cut``.
+        Candidates whose scores are equal up to rounding are accepted or rejected together, so that the acceptance may
+        differ from 1/f. What it is on the candidates stands in ``cut``.
 
         Args:
             score: the score.
@@ -62,18 +70,25 @@ class Region:
                 trained on, which it knows too well.
             factor: the filter factor f, more than 1: a draw that is accepted costs about f draws, and the success rate
                 grows by at most f.
+            ties: what happens to the candidates that share the score at the quantile. ``"accept"``: at least 1/f is
+                accepted, and nothing is rejected where they have the lowest score, as they do where the failure model
+                has learnt nothing. ``"reject"``: at most 1/f is accepted, as a generator needs that makes one and the
+                same failure in more than 1/f of its draws; still nothing is rejected where all scores tie.
             batch_size: candidates in memory at a time.
 
         Raises:
             TypeError, ValueError: for f of 1 or less, or too few candidates to reject one.
         """
         filter_factor(factor)
+        if ties not in ("accept", "reject"):
+            raise ValueError(f"ties={ties!r}: expected 'accept' or 'reject'. Write ties='accept', the careful one.")
         found = [scored(score, batch) for batch in batches(candidates, batch_size)]
-        cut = quantile_cut(torch.cat([part for part, _ in found]), torch.cat([part for _, part in found]), factor)
+        values, sizes = (torch.cat(parts) for parts in zip(*found, strict=True))
+        cut = quantile_cut(values, sizes, factor, ties)
         if cut.log_tau == -math.inf:
-            _log.warning(
+            _log.info(
                 "factor=%g rejects nothing: %.3g %% of %d candidates share the lowest score, up to rounding, and ties "
-                "are accepted together. Train the failure model longer, or take a larger factor.", cut.factor,
+                "are accepted together. Train the failure model longer, take a larger factor, or ties='reject'.", cut.factor,
                 100 * cut.ties, cut.candidates,
             )  # fmt: skip
         return cls(score, cut.log_tau, cut=cut)
