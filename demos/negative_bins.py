@@ -18,7 +18,7 @@ how often which success survives, and at what success rate.
 
     python -m demos.negative_bins
 
-It takes some seconds.
+It takes about 20 seconds.
 """
 
 import argparse
@@ -58,6 +58,8 @@ BINS = torch.arange(NUM_BINS)
 CENTRES = position(BINS).numpy()
 BLUE, ORANGE, GREEN = COLOURS[:3]
 PALE = "#c9c9c9"
+END = 6
+"""Nats at which the picture cuts off a log-ratio."""
 
 
 @dataclass
@@ -144,9 +146,13 @@ def picture(rounds: list[Round]) -> Figure:
             draw_ratio(axes[1], done)
             draw_posterior(axes[2], done)
             axes[0].set_ylabel(f"round {step + 1}", fontweight="bold")
-        grid[0, 0].set_title("Drawn from (grey), what failed, failure model")
-        grid[0, 1].set_title("log ratio of generator to failure model")
-        grid[0, 2].set_title("Exploration posterior")
+        titles = (
+            "Drawn from (bars), failures (dots),\nfailure model (line)",
+            f"Log-ratio, cut off at ±{END}: kept (blue),\nrejected now (orange) or before (hollow)",
+            "Exploration posterior:\nthe next round draws from it",
+        )
+        for axis, title in zip(grid[0], titles, strict=True):
+            axis.set_title(title, pad=12)
         for axis in grid[-1]:
             axis.set(xlabel="x", xticks=range(-3, 4))
         return figure
@@ -178,15 +184,17 @@ def draw_failures(ax: Axes, done: Round) -> None:
 
 def draw_ratio(ax: Axes, done: Round) -> None:
     """The score of each bin that was still drawn from: rejected below the threshold."""
-    scores = numbers(done.region.score(BINS).clamp(max=6.0))
+    most = torch.where(done.region.rejects(BINS), END - 1, END)  # what is cut off stays on its side of the line
+    scores = numbers(done.region.score(BINS).clamp(-END, END).minimum(most))
+    line = min(done.region.log_tau, END - 0.5)
     before, kept = (done.proposal > -math.inf).numpy(), done.kept.numpy()
-    ax.axhspan(-6, done.region.log_tau, color=ORANGE, alpha=0.10, linewidth=0)
-    ax.axhline(done.region.log_tau, color=ORANGE, linewidth=1.2)
+    ax.axhspan(-END - 1, line, color=ORANGE, alpha=0.10, linewidth=0)
+    ax.axhline(line, color=ORANGE, linewidth=1.2)
     for rows, colour, face in (
         (~before, PALE, "white"), (before & kept, BLUE, BLUE), (before & ~kept, ORANGE, ORANGE),
     ):  # fmt: skip
         ax.plot(CENTRES[rows], scores[rows], "o", color=colour, markerfacecolor=face, markersize=4.5)
-    ax.set_ylim(-4, 6.4)
+    ax.set(ylim=(-END - 1, END + 0.8), yticks=(-5, 0, 5))
     mark_successes(ax, done.kept)
 
 
@@ -196,6 +204,8 @@ def draw_posterior(ax: Axes, done: Round) -> None:
     colours = [GREEN if int(bin_) in SUCCESSES else BLUE for bin_ in BINS]
     ax.bar(CENTRES, p, width=0.9 * WIDTH, color=colours)
     ax.set_ylim(0, 1.3 * p.max())
+    if p.max() > 0.8:  # else there would be a tick above 1
+        ax.set_yticks([0, 0.5, 1])
     mark_successes(ax, done.kept)
     where = " and ".join(f"{x:+.0f}" for x in reachable(done.posterior)) or "none"
     ax.text(

@@ -1,4 +1,4 @@
-"""Where a score is cut: a quantile of the candidates' scores, put where rounding cannot move a candidate across."""
+"""Where a score is cut: a quantile of the candidates' scores, put where rounding moves no candidate across."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from banel_pyro.checks import number
+from banel_pyro.terms import Estimate
 
-__all__ = ["Cut", "filter_factor", "quantile_cut"]
+__all__ = ["Cut", "filter_factor", "fraction", "quantile_cut"]
 
 ULPS = 100
 """Units in the last place by which two evaluations of one candidate may differ.
@@ -112,3 +113,19 @@ def _between(below: float, above: float, error: float) -> float:
     if math.isinf(above):  # nothing finite is as unlike the failures as what the failure model cannot make
         return below + error if math.isfinite(below) else 0.0
     return (below + above) / 2 if math.isfinite(below) else above - error
+
+
+def fraction(accepted: int, drawn: int) -> Estimate:
+    """A probability from counts, with its binomial standard error.
+
+    Args:
+        accepted: how often it came true.
+        drawn: of how many times.
+
+    Raises:
+        ValueError: of none.
+    """
+    if not drawn:
+        raise ValueError("an acceptance of 0 candidates: expected one or more to estimate it from. Draw some first.")
+    mean = accepted / drawn
+    return Estimate(mean, math.sqrt(mean * (1 - mean) / drawn))
