@@ -121,7 +121,10 @@ def test_without_regions_it_is_the_generator() -> None:
 
 def test_draws_are_kept_with_what_rejected_them() -> None:
     found = posterior(batch_size=64)
-    draws = found.sample_with_draws(200)
+    with fork_rng(1):
+        draws = found.sample_with_draws(200)
+    with fork_rng(1):
+        assert draws.x.equal(posterior(batch_size=64).sample((200,)))
     assert draws.x.equal(draws.raw[draws.which < 0][:200])
     assert draws.which.equal(regions().which(draws.raw))
     assert len(draws.raw) == found.tally.drawn

@@ -245,17 +245,13 @@ def test_a_factor_of_9_on_9_candidates_is_not_put_off_by_rounding() -> None:
         assert quantile(torch.randn(n), n).acceptance == pytest.approx(1 / n)
 
 
-def law_nested() -> None:
+@pytest.mark.parametrize("ties", ["accept", "reject"])
+def test_a_larger_factor_is_nested_in_a_smaller_one(ties: Any) -> None:
     """On the same scores a larger factor accepts less, and only what a smaller one accepts."""
-    candidates = prior().sample(3000)
-    score = ratio()
-    kept = [~Region.at_quantile(score, candidates, f).rejects(X) for f in (1.032, 1.5, 2.0, 4.0, 16.0)]
+    candidates, score = prior().sample(3000), ratio()
+    kept = [~Region.at_quantile(score, candidates, f, ties=ties).rejects(X) for f in (1.032, 1.5, 2.0, 4.0, 16.0)]
     assert all(bool((larger <= smaller).all()) for smaller, larger in pairwise(kept))
     assert int(kept[-1].sum()) < int(kept[0].sum())
-
-
-def test_a_larger_factor_is_nested_in_a_smaller_one() -> None:
-    law_nested()
 
 
 @pytest.mark.parametrize("shift", [-1000.0, 3.0, 1e6])
@@ -336,8 +332,9 @@ def test_rounding_does_not_split_a_tie() -> None:
     mixed, sizes = torch.where(torch.rand(len(x)) < 0.5, alone, together), torch.full((len(x),), 8.0)
     split = 0
     for factor in torch.linspace(1.1, 8.0, 40).tolist():
-        log_tau = quantile(mixed, factor, sizes).log_tau
-        assert (alone < log_tau).equal(together < log_tau)
+        for ties in ("accept", "reject"):
+            log_tau = quantile(mixed, factor, sizes, ties).log_tau
+            assert (alone < log_tau).equal(together < log_tau)
         at = float(mixed.double().sort().values[1500 - math.ceil(1500 / factor)])
         split += int(((alone.double() < at) != (together.double() < at)).sum())
     assert split > 0, "a threshold at a score would split it"
