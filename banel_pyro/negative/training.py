@@ -35,7 +35,7 @@ class Training:
         >>> from banel_pyro.negative import DistributionGenerator
         >>> coin = DistributionGenerator(torch.distributions.Bernoulli, probs=torch.tensor(0.5))
         >>> history = Training(epochs=200, lr=0.05)(coin, torch.tensor([1.0, 1.0, 1.0, 0.0]), seed=0)
-        >>> round(float(coin.log_prob(torch.ones(1)).exp()), 2)
+        >>> round(coin.log_prob(torch.ones(1)).exp().item(), 2)
         0.75
     """
 
@@ -56,11 +56,11 @@ class Training:
     def __call__(
         self, generator: Generator, x: Tensor, *, seed: int, validation: Tensor | None = None, **options: Any
     ) -> pd.DataFrame:
-        """Train a generator in place.
+        r"""Train a generator in place.
 
         Args:
             generator: what is trained.
-            x: candidates, shape (n, \\*event_shape).
+            x: candidates, shape (n, \*event_shape).
             seed: of the order of the candidates and of all else that is drawn.
             validation: candidates that are held out; the history then has their ``val_elbo``.
             options: of this run, over those of the field ``options``.
