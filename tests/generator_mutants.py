@@ -11,7 +11,7 @@ from torch import Tensor
 
 from banel_pyro.evaluate import elbo_per_datum
 from banel_pyro.negative import pairs
-from models import transformer
+from models import decoder, transformer
 from tests import test_negative_adapters, test_transformer
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -19,8 +19,8 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 def future_seen(patch: pytest.MonkeyPatch) -> None:
     """Attention of whole sequences is not causal."""
-    original = transformer.F.scaled_dot_product_attention
-    patch.setattr(transformer.F, "scaled_dot_product_attention", lambda q, k, v, is_causal=False: original(q, k, v))
+    original = decoder.F.scaled_dot_product_attention
+    patch.setattr(decoder.F, "scaled_dot_product_attention", lambda q, k, v, is_causal=False: original(q, k, v))
 
 
 def end_ignored(patch: pytest.MonkeyPatch) -> None:
@@ -30,20 +30,20 @@ def end_ignored(patch: pytest.MonkeyPatch) -> None:
 
 def other_rows_kept(patch: pytest.MonkeyPatch) -> None:
     """Sequences go on with the keys and values of others."""
-    original = transformer.Cache.keep
-    patch.setattr(transformer.Cache, "keep", lambda self, rows: original(self, torch.arange(len(rows))))
+    original = decoder.Cache.keep
+    patch.setattr(decoder.Cache, "keep", lambda self, rows: original(self, rows.flip(0)))
 
 
 def place_of_the_first(patch: pytest.MonkeyPatch) -> None:
     """A position after cached ones is embedded as if it were the first."""
-    original = transformer.TokenDecoder.states
+    original = decoder.TokenDecoder.states
 
     def states(self: Any, tokens: Tensor, cache: Any = None, extra: Any = None) -> Tensor:
         first = self.place[:1].detach().expand_as(self.place)
         with mock.patch.object(self, "place", self.place if cache is None else torch.nn.Parameter(first)):
             return original(self, tokens, cache, extra)
 
-    patch.setattr(transformer.TokenDecoder, "states", states)
+    patch.setattr(decoder.TokenDecoder, "states", states)
 
 
 def bound_for_evidence(patch: pytest.MonkeyPatch) -> None:
