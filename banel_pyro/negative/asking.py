@@ -11,33 +11,12 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from torch import Tensor
-
-from banel_pyro.negative.call import Inline, Reply, call, words
+from banel_pyro.negative.call import Inline, OracleError, Reply, Settings, call, words
 from banel_pyro.negative.ledger import Ledger, Result, refuse_other
 from banel_pyro.negative.ledger_records import Slot
 from banel_pyro.negative.packed import Packed
 
-__all__ = ["Asking", "OracleError", "Settings"]
-
-
-class OracleError(RuntimeError):
-    """The oracle cannot be asked any more. All answers that came are in the ledger; ask the same round again."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an oracle is asked; see :class:`~banel_pyro.negative.Oracle`."""
-
-    fn: Callable[[Tensor], Any]
-    executor: Executor | None
-    batch_size: int
-    retries: int
-    backoff: float
-    timeout: float | None
-    idempotent: bool
-    max_in_flight: int
-    give_up: int | None
+__all__ = ["Asking"]
 
 
 @dataclass
@@ -82,6 +61,7 @@ class Asking:
         self.tries: dict[int, int] = {}  # failed ones
         self.in_flight: dict[int, _Flight] = {}  # by the first of its attempts
         self.returned: SimpleQueue[int] = SimpleQueue()
+        self.stuck: list[Future[Reply]] = []  # given up, and still keeping a worker busy
         self.in_a_row = 0
         self.out_of_budget = False
         self.failure: OracleError | None = None
@@ -156,8 +136,13 @@ class Asking:
 
     # Out
 
+    def _room(self) -> int:
+        """How many more calls find a worker."""
+        self.stuck = [future for future in self.stuck if not future.done()]
+        return self.how.max_in_flight - len(self.in_flight) - len(self.stuck)
+
     def _send(self) -> None:
-        while len(self.in_flight) < self.how.max_in_flight and (batch := self._next()):
+        while self._room() > 0 and (batch := self._next()):
             asked = {position: self.items[position] for position in batch}
             sent, over = self.ledger.charge(
                 asked, round=self.round, session=self.session, purpose=self.purpose, known=self.known, partial=True
@@ -169,6 +154,8 @@ class Asking:
                 self._stop()
             for position in asked.keys() - sent.keys() - set(over):  # another process was faster
                 self._release(position)
+        if (self.queue or self.later) and not self.in_flight and self._room() <= 0:
+            self._fail("every worker is busy with a call that timed out: give the oracle a new executor")
 
     def _submit(self, attempts: dict[int, int]) -> None:
         rows = [self.items[position] for position in attempts]
@@ -189,7 +176,7 @@ class Asking:
     def _wait(self) -> list[_Flight]:
         """The calls that have come back, or have been out for too long: at least one, if no retry falls due first."""
         moments = [flight.deadline for flight in self.in_flight.values()]
-        if len(self.in_flight) < self.how.max_in_flight:
+        if self._room() > 0:
             moments += [due for due, *_ in self.later[:1]]
         until = min(moments, default=0.0)
         keys = []
@@ -212,6 +199,7 @@ class Asking:
             self.ledger.settle(result for _, found in results for result in found)
         for flight, found in results:
             del self.in_flight[min(flight.attempts.values())]
+            self.stuck.append(flight.future)
             for position, result in zip(flight.attempts, found, strict=True):
                 self._follow(position, result)
             self.in_a_row = 0 if any(result.state == "answered" for result in found) else self.in_a_row + 1
