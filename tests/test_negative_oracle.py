@@ -319,6 +319,39 @@ def test_an_answer_is_on_the_disk_before_it_is_used(workers: int, ledger: Ledger
     assert seen == [0, 2, 4, 6]
 
 
+def test_ctrl_c_keeps_what_came_and_was_not_looked_at(ledger: Ledger) -> None:
+    told = threading.Event()
+
+    def second_waits(x: Tensor) -> Tensor:
+        if x.item():
+            told.wait(20)
+        return even(x)
+
+    def stop(done: int) -> None:
+        if done:
+            told.set()
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as threads, pytest.raises(KeyboardInterrupt):
+        Oracle(second_waits, executor=threads).ask(torch.arange(2), ledger, round=0, progress=stop)
+    assert list(ledger.frame()["state"]) == ["answered", "answered"]
+
+
+def test_retries_go_on_in_their_order(ledger: Ledger) -> None:
+    def stop(done: int) -> None:
+        if len(calls.batches) == 2:
+            raise KeyboardInterrupt
+
+    calls = Calls(dict.fromkeys(range(4), 2))
+    with pytest.raises(KeyboardInterrupt):
+        quick(calls, batch_size=4).ask(torch.arange(4), ledger, round=0, progress=stop)
+    quick(calls, batch_size=4).ask(torch.arange(4), ledger, round=0)
+    whole = Calls(dict.fromkeys(range(10, 14), 2))
+    quick(whole, batch_size=4).ask(torch.arange(10, 14), ledger, round=1)
+    assert [[value + 10 for value in batch] for batch in calls.batches] == whole.batches
+
+
 # Known candidates
 
 

@@ -93,6 +93,7 @@ class Asking:
 
     def _plan(self) -> None:
         slots = self.ledger.slots(self.round, purpose=self.purpose)
+        now = time.monotonic()  # one for all: their retries go on in the order of their attempts
         for position, candidate in self.items.items():
             slot = slots.get(position, Slot(candidate.hash))
             refuse_other(self.round, position, slot.hash, candidate.hash)
@@ -102,7 +103,7 @@ class Asking:
             if tries:
                 self.tries[position] = tries
                 self.twins[candidate.hash] = []
-                self._try_again(position, slot.last)
+                self._try_again(position, slot.last, now)
             else:
                 self.queue.append(position)
         if self.known:
@@ -234,13 +235,13 @@ class Asking:
             self.tries[position] = self.tries.get(position, 0) + 1
             again = self.tries[position] <= self.how.retries and (result.state != "lost" or self.how.idempotent)
             if again and not self.out_of_budget and self.failure is None:
-                self._try_again(position, result.attempt)
+                self._try_again(position, result.attempt, time.monotonic())
                 return
         self._release(position)
 
-    def _try_again(self, position: int, attempt: int) -> None:
+    def _try_again(self, position: int, attempt: int, now: float) -> None:
         wait = self.how.backoff * 2.0 ** (self.tries[position] - 1)
-        heapq.heappush(self.later, (time.monotonic() + wait, attempt, position))
+        heapq.heappush(self.later, (now + wait, attempt, position))
 
     def _release(self, position: int) -> None:
         """A candidate is done with: those that waited for its answer have it, or are asked themselves."""
