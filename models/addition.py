@@ -32,7 +32,8 @@ from banel_pyro.checkpoint import write_whole
 from banel_pyro.negative import Distillation, DrawnSuccesses, ListedSuccesses, RatioFilter, Task, Training
 from banel_pyro.reading import plain_file
 from banel_pyro.seeding import fork_rng
-from models.transformer import TokenDecoder, TokenTransformer
+from models.decoder import TokenDecoder
+from models.transformer import TokenTransformer
 
 __all__ = ["END", "PLUS", "SYMBOLS", "Adder", "Reward", "Sizes", "attack", "attack_without_zeros", "small_attack"]
 
@@ -59,7 +60,7 @@ class Sizes:
     """
 
     digits: int = 5
-    examples: int = 450_000
+    examples: int = 380_000
     questions: int = 600_000
     batch_size: int = 512
     target_width: int = 64
@@ -285,13 +286,15 @@ def _cached(name: str, sizes: Sizes, build: Callable[[], Any], n: int, *, lr: fl
     """A trained module: from the file of its sizes if there is one, else trained on n questions and written there."""
     seed = sizes.seed + (name == "attacker")
     with fork_rng(seed):
-        made, x = build(), draw_questions(n, sizes.digits)
+        made = build()
     key = json.dumps({"name": name, **vars(sizes), "torch": torch.__version__}, sort_keys=True)
     folder = Path(os.environ.get("BANEL_CACHE", "runs/cache"))
     file = folder / f"addition-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if file.exists():
         made.load_state_dict(torch.load(plain_file(file), weights_only=True))
         return made.requires_grad_(False)
+    with fork_rng(seed):
+        x = draw_questions(n, sizes.digits)
     _train(made, x, lr=lr, batch_size=batch_size, seed=seed, name=f"training the {name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda path: torch.save(made.state_dict(), path))
