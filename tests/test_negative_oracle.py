@@ -277,15 +277,17 @@ def test_ctrl_c_keeps_what_came(ledger: Ledger) -> None:
 
 def test_ctrl_c_among_threads(ledger: Ledger) -> None:
     """What has come back is kept, what runs is unknown, and what waited for a worker is known not to have begun."""
-    free = threading.Event()
+    free, second = threading.Event(), threading.Event()
 
     def slow(x: Tensor) -> Tensor:
         if x.item() > 0:
+            second.set()
             free.wait(20)
         return even(x)
 
     def stop(done: int) -> None:
         if done:
+            second.wait(20)
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(1) as threads:
