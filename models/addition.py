@@ -32,7 +32,8 @@ from banel_pyro.checkpoint import write_whole
 from banel_pyro.negative import Distillation, DrawnSuccesses, ListedSuccesses, RatioFilter, Task, Training
 from banel_pyro.reading import plain_file
 from banel_pyro.seeding import fork_rng
-from models.transformer import TokenDecoder, TokenTransformer
+from models.decoder import TokenDecoder
+from models.transformer import TokenTransformer
 
 __all__ = ["END", "PLUS", "SYMBOLS", "Adder", "Reward", "Sizes", "attack", "attack_without_zeros", "small_attack"]
 
@@ -59,7 +60,7 @@ class Sizes:
     """
 
     digits: int = 5
-    examples: int = 450_000
+    examples: int = 380_000
     questions: int = 600_000
     batch_size: int = 512
     target_width: int = 64
@@ -246,9 +247,8 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sche
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
 
-def _train(module: Any, n: int, digits: int, *, lr: float, batch_size: int, seed: int, name: str) -> None:
-    with fork_rng(seed):
-        x = draw_questions(n, digits)
+def _train(module: Any, x: Tensor, *, lr: float, batch_size: int, seed: int, name: str) -> None:
+    n = len(x)
     steps = math.ceil(n / batch_size)
     with pyro.get_param_store().scope():
         fit(
@@ -265,39 +265,37 @@ def target(sizes: Sizes) -> Adder:
     """The adder, trained or read from the cache."""
 
     def build() -> Adder:
-        with fork_rng(sizes.seed):
-            made = Adder(sizes.digits, sizes.target_width)
-            for table in (made.net.embed, made.values):
-                nn.init.normal_(table.weight, std=0.5)
+        made = Adder(sizes.digits, sizes.target_width)
+        for table in (made.net.embed, made.values):
+            nn.init.normal_(table.weight, std=0.5)
         return made
 
-    return _cached("target", sizes, build, lambda made: _train(
-        made, sizes.examples, sizes.digits, lr=2e-3, batch_size=sizes.batch_size, seed=sizes.seed, name="the adder"
-    ))  # fmt: skip
+    return _cached("target", sizes, build, sizes.examples, lr=2e-3, batch_size=sizes.batch_size)
 
 
 def attacker(sizes: Sizes) -> TokenTransformer:
     """The generator of questions, trained or read from the cache."""
 
     def build() -> TokenTransformer:
-        with fork_rng(sizes.seed + 1):
-            return TokenTransformer(len(SYMBOLS), sizes.length, width=sizes.attacker_width, layers=2, heads=4, end=END)
+        return TokenTransformer(len(SYMBOLS), sizes.length, width=sizes.attacker_width, layers=2, heads=4, end=END)
 
-    return _cached("attacker", sizes, build, lambda made: _train(
-        made, sizes.questions, sizes.digits, lr=3e-3, batch_size=sizes.batch_size // 2, seed=sizes.seed + 1, name="the attacker"
-    ))  # fmt: skip
+    return _cached("attacker", sizes, build, sizes.questions, lr=3e-3, batch_size=sizes.batch_size // 2)
 
 
-def _cached(name: str, sizes: Sizes, build: Callable[[], Any], train: Callable[[Any], None]) -> Any:
-    """A trained module: from the file of its sizes if there is one, else trained and written there."""
-    made = build()
+def _cached(name: str, sizes: Sizes, build: Callable[[], Any], n: int, *, lr: float, batch_size: int) -> Any:
+    """A trained module: from the file of its sizes if there is one, else trained on n questions and written there."""
+    seed = sizes.seed + (name == "attacker")
+    with fork_rng(seed):
+        made = build()
     key = json.dumps({"name": name, **vars(sizes), "torch": torch.__version__}, sort_keys=True)
     folder = Path(os.environ.get("BANEL_CACHE", "runs/cache"))
     file = folder / f"addition-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if file.exists():
         made.load_state_dict(torch.load(plain_file(file), weights_only=True))
         return made.requires_grad_(False)
-    train(made)
+    with fork_rng(seed):
+        x = draw_questions(n, sizes.digits)
+    _train(made, x, lr=lr, batch_size=batch_size, seed=seed, name=f"training the {name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda path: torch.save(made.state_dict(), path))
     return made
