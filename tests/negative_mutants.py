@@ -5,12 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from banel_pyro.negative import LikelihoodRatio, Region, Regions, threshold
 from banel_pyro.negative.posterior import ExplorationPosterior, Tally
 from banel_pyro.negative.score import Batch, scored
-from tests import test_negative_posterior, test_negative_region
+from banel_pyro.report import log_ratio
+from tests import test_negative_posterior, test_negative_region, test_negative_report
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -64,6 +66,19 @@ def batches_of_one_kind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExplorationPosterior, "_draw", draw)
 
 
+def one_sided(patch: pytest.MonkeyPatch) -> None:
+    """The p-value of the signed ranks is that of one side."""
+    original = log_ratio._signed_ranks
+    patch.setattr(log_ratio, "_signed_ranks", lambda d: original(d) / 2)
+
+
+def not_exact(patch: pytest.MonkeyPatch) -> None:
+    """The interval of a rate is Wilson's, which covers less than it says."""
+    kind = type(binomtest(1, 2))
+    original = kind.proportion_ci
+    patch.setattr(kind, "proportion_ci", lambda self, level, method: original(self, level, "wilson"))
+
+
 MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
     "negative: ratio turned round": (ratio_turned_round, test_negative_region.law_failures_are_rejected),
     "negative: exponent forgotten": (
@@ -81,4 +96,13 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
         test_negative_posterior.law_acceptance_is_counted,
     ),
     "negative: rejected draws kept": (batches_of_one_kind, test_negative_posterior.law_sampler),
+    "negative: one-sided test": (one_sided, test_negative_report.test_the_paired_test_is_students_and_wilcoxons),
+    "negative: interval not exact": (
+        not_exact,
+        partial(
+            test_negative_report.test_measurements_of_one_rate_are_pooled,
+            (8, 5, 11),
+            20000,
+        ),
+    ),
 }

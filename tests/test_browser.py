@@ -18,8 +18,11 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playw
 
 from banel_pyro import Pair
 from banel_pyro.report import Comparison, read_comparison
+from banel_pyro.report.negative_numbers import read_negative
+from banel_pyro.report.negative_page import render_negative
 from banel_pyro.report.page import render
 from models import eight_schools, vae
+from tests.negative_runs import write_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"]
@@ -30,8 +33,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get i
 Scheme: TypeAlias = Literal["light", "dark"]
 SCHEMES: tuple[Scheme, ...] = ("light", "dark")
 SMALL_PHONE, PHONE, DESK = 320, 390, 1100  # pixels wide
-PAGES = ("one run", "two runs", "many runs with long names", "no images")
+PICTURES = {"one run": 4, "two runs": 4, "many runs with long names": 4, "no images": 4, "learning from failures": 6}
+PAGES = tuple(PICTURES)
 
+LONG = "a_task_with_a_long_name" * 3
 COMMAND = "banel fit models.vae:digits --lam 0,0.4 --out " + "far/" * 30
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
@@ -63,11 +68,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         fit(vae.digits(), lam, folder / "digits" / str(lam), batch_size=128)
     fit(eight_schools.noncentered(), 0.0, folder / "schools")
     pyro.util.set_rng_state(state)
+    for seed, final in enumerate((0.02, 0.0, 0.16)):
+        write_run(folder / "failures", "banel", seed, [0.001, 0.01, final], draws=1000, gains=[2.0, 1.5], name=LONG)
+        write_run(folder / "failures", "random", seed, [0.001, None, None], draws=1000, name=LONG)
+    failures = read_negative(folder / "failures")
     two = replace(read_comparison(folder / "digits"), command=COMMAND)
     made = {
         "one run": (folder / "digits" / "0.0" / "report.html").read_text(),
         "two runs": render(two),
         "many runs with long names": render(long_names(two)),
+        "learning from failures": render_negative(replace(failures, command=COMMAND)),
         "no images": (folder / "schools" / "report.html").read_text(),
     }
     files = {name: folder / f"{name}.html" for name in PAGES}
@@ -141,7 +151,7 @@ def test_every_picture_is_shown_and_described(visit: Visitor, name: str) -> None
     images = visit(name).page.eval_on_selector_all(
         "img", "images => images.map(image => [image.alt.trim(), image.complete, image.naturalWidth, image.width])"
     )
-    assert len(images) == 4
+    assert len(images) == PICTURES[name]
     for alt, complete, natural_width, shown_width in images:
         assert alt
         assert complete

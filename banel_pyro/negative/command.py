@@ -103,15 +103,11 @@ def negative(
     ] = None,
     idempotent: Annotated[
         bool,
-        typer.Option(
-            "--idempotent", help="Asking twice does no harm: ask again what may have been asked before a stop."
-        ),
+        typer.Option("--idempotent", help="Asking twice does no harm: ask again what may have been asked."),
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for a folder per method and seed, and report.html.", show_default="runs/TASK.negative"
-        ),
+        typer.Option(help="Folder for one per method and seed, and report.html.", show_default="runs/TASK.negative"),
     ] = None,
     threads: Threads = 1,
     resume: Resume = False,
@@ -231,7 +227,9 @@ def _seeds(text: str) -> list[int]:
 @contextmanager
 def _executor(how: dict[str, Any], workers: int | None) -> Iterator[None]:
     """Add threads to the options of an oracle, where they are asked for or a time limit needs one."""
-    if (workers or 1) == 1 and (how.get("timeout") is None or how.get("executor") is not None):
+    if workers == 1 and how.get("timeout") is None:
+        how.pop("executor", None)
+    if (workers or 1) == 1 and (how.get("timeout") is None or (workers is None and how.get("executor") is not None)):
         yield
         return
     pool = how["executor"] = ThreadPoolExecutor(workers or 1, thread_name_prefix="oracle")

@@ -84,7 +84,12 @@ class NegativeReport:
     def base(self) -> Rate | None:
         """The success rate of the generator that all runs began with."""
         found = [run.rates[0] for run in self.runs if run.rates]
-        return pooled(found) if found else None
+        return pooled(found, self.confidence) if found else None
+
+    @property
+    def confidence(self) -> float:
+        """Of the intervals of success rates."""
+        return float((self.runs[0].config.get("success") or {}).get("confidence", 0.95))
 
     @cached_property
     def comparisons(self) -> dict[str, LogRatio]:
@@ -121,8 +126,8 @@ class NegativeReport:
             "successes seen": f"{method.total('successes'):,}",
             "reward evaluations (NRE)": f"{method.total('charged'):,}",
             "answered from the ledger": f"{method.total('known'):,}",
-            "errors": f"{method.total('errors'):,}",
-            "unknown": f"{method.total('unknown'):,}",
+            "errors and lost calls": f"{method.total('errors'):,}",
+            "unknown after a stop": f"{method.total('unknown'):,}",
             "wall time per run": f"{sum(v for k, v in method.seconds.items() if k != 'oracle'):,.1f} s",
             "in models or oracle": f"{100 * _mean([run.in_models for run in method.runs]):.1f} %",
         }  # fmt: skip

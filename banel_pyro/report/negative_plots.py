@@ -20,14 +20,8 @@ from banel_pyro.report.pictures import Picture, svg_of
 
 __all__ = ["negative_pictures"]
 
-PARTS = {
-    "propose": "proposing",
-    "oracle": "oracle",
-    "record": "record",
-    "filter": "failure model",
-    "distil": "distilling",
-    "evaluate": "success rates",
-}
+PARTS = {"propose": "proposing", "oracle": "oracle", "record": "record", "filter": "failure model"}
+PARTS |= {"distil": "distilling", "evaluate": "success rates"}
 """Where the time of a run goes: the steps, of which ``ask`` is the oracle and the record of its answers."""
 
 
@@ -59,7 +53,8 @@ def _success(report: NegativeReport) -> Picture | None:
         ax.set_ylabel("success rate")
     grid[-1].set_xlabel("reward evaluations (NRE)")
     grid[-1].xaxis.set_major_locator(MaxNLocator(6))
-    bands = "bands are 95 % intervals of Clopper and Pearson" if report.base.draws else "the rates are exact"
+    percent = f"{100 * report.confidence:g} %"
+    bands = f"bands are {percent} intervals of Clopper and Pearson" if report.base.draws else "the rates are exact"
     zero = " A triangle is a rate that none of n draws showed, at 1 in n." * any(
         rate.value == 0 and rate.draws for run in report.runs for rate in run.rates
     )
@@ -222,8 +217,8 @@ def _time(report: NegativeReport) -> Picture:
     figure.set_figheight(figure.get_figheight() + 0.5)
     return Picture(
         "Where did the time go?",
-        "Wall time of the steps. Oracle is what its calls took, record what it took to write them down; success rates "
-        "are measured for this page only.",
+        "Wall time of the steps, without the checkpoints between them. Oracle is what its calls took, record what it "
+        "took to write them down; success rates are measured for this page only.",
         f"Bars of seconds for each method. {'; '.join(texts)}.",
         svg_of(figure),
     )

@@ -6,15 +6,18 @@ import math
 from statistics import median
 
 from banel_pyro.report.negative_numbers import Method, NegativeReport, times, typical
+from banel_pyro.report.negative_runs import NegativeRun
 
 __all__ = ["findings", "notes"]
 
 _EXACT = "Success rates are exact, from the list of all successes."
 
+_KEPT = "Where regions are kept, P(accept) is estimated from draws, and with it the success rates outside of them."
+
 _DRAWN = (
-    "Success rates are from fresh draws, outside of the budget, with Clopper and Pearson's 95 % intervals; that at the "
-    "start is from the {draws:,} draws of all runs together. The highest of several rates measured with error is "
-    "too high: best so far is no estimate."
+    "Success rates are from fresh draws, outside of the budget, with Clopper and Pearson's {percent:g} % intervals; "
+    "that at the start is from the {draws:,} draws of all runs together. The highest of several rates measured with "
+    "error is too high: best so far is no estimate."
 )
 
 _PRODUCTS = (
@@ -63,7 +66,9 @@ def notes(report: NegativeReport) -> list[str]:
     """
     found = [] if report.base is None else [_EXACT, _PRODUCTS]
     if report.base is not None and report.base.draws:
-        found = [_DRAWN.format(draws=report.base.draws), f"{_PRODUCTS} {_FEW}"]
+        found = [_DRAWN.format(draws=report.base.draws, percent=100 * report.confidence), f"{_PRODUCTS} {_FEW}"]
+    elif any(map(_keeps_regions, report.runs)):
+        found.append(_KEPT)
     if any(rate.value == 0 and rate.draws for run in report.runs for rate in run.rates):
         found.append(_NONE)
     if report.comparisons:
@@ -76,3 +81,8 @@ def notes(report: NegativeReport) -> list[str]:
     if report.waiting:
         found.append(f"Not shown, since no round has ended: {'; '.join(report.waiting)}.")
     return found
+
+
+def _keeps_regions(run: NegativeRun) -> bool:
+    distillation = run.config.get("distillation")
+    return run.config.get("filter") is not None and (distillation is None or bool(distillation.get("keep_regions")))
