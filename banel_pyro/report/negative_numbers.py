@@ -129,6 +129,8 @@ class NegativeReport:
             "errors and lost calls": f"{method.total('errors'):,}",
             "unknown after a stop": f"{method.total('unknown'):,}",
             "wall time per run": f"{sum(v for k, v in method.seconds.items() if k != 'oracle'):,.1f} s",
+            "of it in the oracle": f"{method.seconds['oracle']:,.1f} s",
+            "record per candidate": f"{1000 * _mean([run.overhead for run in method.runs]):.3g} ms",
             "in models or oracle": f"{100 * _mean([run.in_models for run in method.runs]):.1f} %",
         }  # fmt: skip
         return cells

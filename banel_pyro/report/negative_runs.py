@@ -118,6 +118,12 @@ class NegativeRun:
         return found | {"oracle": min(math.fsum(row.get("seconds_oracle", 0.0) for row in self.rows), found["ask"])}
 
     @property
+    def overhead(self) -> float:
+        """Seconds per candidate that writing down what was asked and answered took."""
+        asked = sum(int(row.get("proposed", 0)) for row in self.rows)
+        return (self.seconds["ask"] - self.seconds["oracle"]) / asked if asked else math.nan
+
+    @property
     def in_models(self) -> float:
         """The share of the steps' time that the models or the oracle took; the record of answers took the rest."""
         spent = math.fsum(self.seconds[step] for step in STEPS)
