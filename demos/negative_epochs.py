@@ -19,6 +19,7 @@ again, and one that was killed goes on.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -41,7 +42,8 @@ TASKS = {
 def run(task: Task, epochs: int, seed: int, args: argparse.Namespace) -> pd.DataFrame:
     """The rounds of one run."""
     filter: Filter = RatioFilter(Training(epochs=epochs))
-    options = {**task.options, "filter": filter, "budget": args.budget, "rounds": args.rounds}
+    distillation = replace(task.options["distillation"], draws=args.draws)
+    options = {"filter": filter, "distillation": distillation, "budget": args.budget, "rounds": args.rounds}
     found = learn(
         task.generator,
         Oracle(task.reward, batch_size=500),
@@ -51,7 +53,7 @@ def run(task: Task, epochs: int, seed: int, args: argparse.Namespace) -> pd.Data
         seed=seed,
         resume=True,
         name=task.name,
-        **options,
+        **{**task.options, **options},
     )
     return found.rounds.assign(epochs=epochs, seed=seed, base=found.config["base_rate"]["success_rate"])
 
@@ -131,5 +133,6 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 to 4)")
     parser.add_argument("--budget", type=int, default=7500, help="reward evaluations a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=10, help="of each run (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=4000, help="distilled a round (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/negative_epochs"), help="folder (default: %(default)s)")
     main(parser.parse_args())
