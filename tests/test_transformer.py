@@ -155,6 +155,11 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     assert int(drawn(many, torch.arange(4), edges[1:]).max()) < 1000
 
 
+def test_a_rare_token_is_drawn_where_float32_would_be_full() -> None:
+    logits = torch.tensor([[0.0, -20.0]])  # 2e-9, below what float32 adds to 1
+    assert drawn(logits, torch.tensor([0, 0]), torch.tensor([1 - 1e-9, 0.99], dtype=torch.float64)).tolist() == [1, 0]
+
+
 def test_sampling_uses_one_number_a_token_and_leaves_the_rest_of_the_stream() -> None:
     generator = tiny(2)
     torch.manual_seed(1)
@@ -290,6 +295,8 @@ def test_sizes_out_of_range_are_refused() -> None:
         net.complete(torch.zeros(1, 2, dtype=torch.long), 4)
     with pytest.raises(ValueError, match=r"prompt\[0\] has token 3 at position 1"):
         net.complete(torch.tensor([[0, 3]]), 2)
+    with pytest.raises(ValueError, match=r"outputs=4, inputs=3: expected that what is written can be read"):
+        TokenDecoder(3, 4, 4)
     cache = Cache(net.decoder, 1, 4)
     net(torch.zeros(1, 1, dtype=torch.long), cache)
     with pytest.raises(ValueError, match="2 positions after 1 cached ones"):
