@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from banel_pyro.negative import check_generator
 from banel_pyro.negative.training import Training
@@ -141,6 +142,14 @@ def test_gradients_do_not_depend_on_the_batch_and_parts_agree(
     monkeypatch.setattr(transformer, "CACHED", 3 * LENGTH)
     with torch.no_grad():
         torch.testing.assert_close(generator.log_prob(x), with_graph.detach())
+
+
+@ENDS
+def test_a_graph_of_it_holds_for_other_sequences(end: int | None, float64: torch.dtype) -> None:
+    """As captured steps need: nothing in it depends on values."""
+    generator, x = tiny(end), sequences(end)
+    graph = make_fx(lambda x: generator.log_prob(x))(x[:8])
+    torch.testing.assert_close(graph(x[-8:]), generator.log_prob(x[-8:]))
 
 
 # ---- drawing by the inverse distribution function ------------------------------------------------
