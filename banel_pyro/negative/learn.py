@@ -17,7 +17,7 @@ from banel_pyro.negative.distil import Distillation
 from banel_pyro.negative.filters import Filter, RatioFilter
 from banel_pyro.negative.generator import Generator, check_generator
 from banel_pyro.negative.ledger import Ledger
-from banel_pyro.negative.options import CONFIG, LEDGER, ROUNDS, claim, plan_of, write_json
+from banel_pyro.negative.options import CONFIG, LEDGER, ROUNDS, claim, plan_of, read_config, write_json
 from banel_pyro.negative.oracle import Oracle
 from banel_pyro.negative.posterior import MOST_DRAWS, ExplorationPosterior
 from banel_pyro.negative.region import Regions
@@ -25,7 +25,6 @@ from banel_pyro.negative.rounds import Rounds
 from banel_pyro.negative.signal import HeldOut
 from banel_pyro.negative.state import Plan, State, read_state, rows_of
 from banel_pyro.negative.success import SuccessRates
-from banel_pyro.reading import check_fields, read_json
 from banel_pyro.seeding import kept_rng
 from banel_pyro.training.progress import Progress
 
@@ -84,8 +83,7 @@ class Learned:
         path = Path(folder)
         if not (path / CONFIG).exists():
             raise ValueError(f"'{path}' holds no run of negative evidence: expected a {CONFIG} in it.")
-        config = read_json(path / CONFIG)
-        check_fields(f"'{path / CONFIG}'", config, {"max_draws": (lambda v: type(v) is int and v > 0, "a number")})
+        config = read_config(path)
         state = read_state(path, generator, filter)
         if state is None:
             raise ValueError(f"'{path}' has no checkpoint: the run stopped before its first one.")

@@ -16,10 +16,10 @@ from banel_pyro.negative.signal import HeldOut
 from banel_pyro.negative.state import Plan
 from banel_pyro.negative.success import SuccessRates
 from banel_pyro.negative.threshold import filter_factor
-from banel_pyro.reading import read_json
+from banel_pyro.reading import Field, check_fields, read_json
 from banel_pyro.run import run_seed
 
-__all__ = ["CONFIG", "LEDGER", "MAY_CHANGE", "ROUNDS", "claim", "plan_of", "write_json"]
+__all__ = ["CONFIG", "LEDGER", "MAY_CHANGE", "ROUNDS", "claim", "plan_of", "read_config", "write_json"]
 
 CONFIG, LEDGER, ROUNDS = "negative.json", "ledger.db", "rounds.json"
 """Files of a run: its options, the ledger, and a record of each round."""
@@ -80,7 +80,7 @@ def claim(
     if (folder / CONFIG).exists():
         if not resume:
             raise ValueError(f"out='{folder}' already holds a run: choose another folder, or go on with resume=True.")
-        config: dict[str, Any] = read_json(folder / CONFIG)
+        config = read_config(folder)
         wanted["seed"] = config.get("seed") if seed is None else seed
         for key, value in wanted.items():
             if key not in MAY_CHANGE and config.get(key) != value:
@@ -92,9 +92,21 @@ def claim(
     cut_short = f".{CONFIG}.partial"  # by a kill, before there was a run
     if folder.exists() and (not folder.is_dir() or any(file.name != cut_short for file in folder.iterdir())):
         raise ValueError(f"out='{folder}' holds other files and no run: choose a new or an empty folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     config = {**wanted, "seed": run_seed(seed, None, resume=False), "versions": versions(), "base_rate": {}}
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config)
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The options in a run's folder.
+
+    Raises:
+        ValueError: if they are damaged.
+    """
+    config: dict[str, Any] = read_json(folder / CONFIG)
+    count: Field = (lambda value: type(value) is int and value > 0, "a whole number, 1 or more")
+    check_fields(f"'{folder / CONFIG}'", config, dict.fromkeys(("budget", "max_draws"), count))
     return config
 
 
