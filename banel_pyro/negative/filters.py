@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,9 @@ class Evidence:
 class Filter(ABC):
     """How a score is learnt. Subclasses are frozen dataclasses: their fields are what a run records."""
 
+    scores: ClassVar[tuple[type[Score], ...]] = ()
+    """Classes of scores that it learns, beyond those of the library: a checkpoint makes them again."""
+
     @abstractmethod
     def learn(self, evidence: Evidence, *, seed: int) -> Score:
         """A score of candidates, low for what is to be rejected first.
@@ -48,6 +51,13 @@ class Filter(ABC):
             evidence: what is known.
             seed: of all that is drawn.
         """
+
+    def parts(self) -> Mapping[str, Generator]:
+        """Generators of its scores whose architecture is not the proposing one's, by the name of the part.
+
+        Their parameters do not matter: those of a checkpoint are put into copies.
+        """
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Name and fields, for JSON."""
@@ -113,6 +123,10 @@ class RatioFilter(Filter):
         if self.score == "failures":
             return FailureLikelihood(failures, kappa=self.kappa)
         return LikelihoodRatio(generator, failures, kappa=self.kappa)
+
+    def parts(self) -> Mapping[str, Generator]:
+        """A fresh failure model, where a function makes it."""
+        return {"failures": self.start()} if callable(self.start) else {}
 
     def _start(self, evidence: Evidence) -> Generator:
         if callable(self.start):

@@ -20,7 +20,8 @@ class HeldOut:
 
     Args:
         fraction: of the failures of a round.
-        patience: stop after so many rounds in a row whose signal is below two standard errors; None never stops.
+        patience: stop after so many rounds in a row whose signal is within or below two standard errors; None
+            never stops.
     """
 
     fraction: float = 0.2
@@ -32,14 +33,14 @@ class HeldOut:
             integer("patience", self.patience)
 
     def count(self, failures: int) -> int:
-        """How many of so many failures are held out."""
-        return round(self.fraction * failures)
+        """How many of so many failures are held out: at least one is left to train on."""
+        return max(0, min(round(self.fraction * failures), failures - 1))
 
     def stops(self, rows: list[dict[str, Any]]) -> bool:
         """Whether rounds in a row have learnt nothing that held-out failures would show."""
         if self.patience is None or len(rows) < self.patience:
             return False
-        return all(row.get("signal", math.inf) < 2 * row.get("signal_stderr", 0.0) for row in rows[-self.patience :])
+        return all(row.get("signal", math.inf) <= 2 * row.get("signal_stderr", 0.0) for row in rows[-self.patience :])
 
 
 def held_out_signal(region: Region, *, trained: Tensor, held_out: Tensor, fresh: Tensor) -> dict[str, float]:
