@@ -49,6 +49,8 @@ def plan_of(**options: Any) -> Plan:
             )
     else:
         number("log_tau", options["log_tau"])
+        if options["held_out"] is not None and options["held_out"].chooses:
+            raise ValueError("log_tau and held_out both decide where to cut: leave one out, or HeldOut's choices.")
     if options["known"] not in ("free", "ask"):
         raise ValueError(f"known={options['known']!r}: expected 'free' or 'ask'.")
     return Plan(**options)

@@ -39,7 +39,7 @@ class Plan:
     budget: int
     rounds: int
     filter: Filter | None
-    factor: float | None
+    factor: float
     log_tau: float | None
     distillation: Distillation | None
     candidates: int
