@@ -158,11 +158,11 @@ class Rounds:
             score = filter.learn(evidence, seed=seed)
             if plan.log_tau is not None:
                 return Region(score, plan.log_tau).check(fresh)
-            return Region.at_quantile(score, fresh, plan.factor)
+            return Region.at_quantile(score, fresh, plan.factor, ties=plan.ties)
         scores = filter.stages(evidence, plan.held_out.epochs, seed=seed)
         region, told = chosen_region(
             scores, (plan.factor, *plan.held_out.factors), default=(next(iter(scores)), plan.factor),
-            held_out=held_out, fresh=fresh,
+            held_out=held_out, fresh=fresh, ties=plan.ties,
         )  # fmt: skip
         self.state.row |= told
         return region

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -104,6 +104,7 @@ def chosen_region(
         default: the epochs and the factor that are taken without a signal.
         held_out: failures that the scores were not trained on, shape (n, \*event_shape).
         fresh: draws that were not asked; they place the quantiles.
+        ties: as in :meth:`Region.at_quantile`.
 
     Returns:
         The region, with ``chosen_epochs``, ``chosen_factor`` and ``signals``: rows of epochs, factor, signal and error.
@@ -112,7 +113,7 @@ def chosen_region(
     rows = []
     for epochs, score in scores.items():
         for factor in factors:
-            region = found[epochs, factor] = Region.at_quantile(score, fresh, factor)
+            region = found[epochs, factor] = Region.at_quantile(score, fresh, factor, ties=ties)
             told = held_out_signal(region, trained=held_out, held_out=held_out, fresh=fresh)
             rows.append((epochs, factor, told["signal"], told["signal_stderr"]))
     best = max(rows, key=lambda row: row[2])
