@@ -170,8 +170,8 @@ def learn(
         Lee, Amos and Fanti, arXiv 2510.09596, 2025.
     """
     plan = plan_of(
-        budget=budget, rounds=rounds, filter=filter, factor=factor, ties=ties, log_tau=log_tau, distillation=distillation,
-        candidates=candidates, max_draws=max_draws, known=known, use_successes=use_successes, held_out=held_out,
+        budget=budget, rounds=rounds, filter=filter, factor=factor, ties=ties, log_tau=log_tau,
+        distillation=distillation, candidates=candidates, max_draws=max_draws, known=known, use_successes=use_successes, held_out=held_out,
         show=show, seed=0,
     )  # fmt: skip
     with kept_rng():

@@ -89,13 +89,9 @@ def held_out_signal(region: Region, *, trained: Tensor, held_out: Tensor, fresh:
 
 
 def chosen_region(
-    scores: Mapping[int, Score],
-    factors: Sequence[float],
-    *,
-    default: tuple[int, float],
-    held_out: Tensor,
-    fresh: Tensor,
-) -> tuple[Region, dict[str, Any]]:
+    scores: Mapping[int, Score], factors: Sequence[float], *, default: tuple[int, float], held_out: Tensor,
+    fresh: Tensor, ties: Literal["accept", "reject"] = "accept",
+) -> tuple[Region, dict[str, Any]]:  # fmt: skip
     r"""The region with the largest signal, or the default one if no signal is above two standard errors.
 
     Args:
