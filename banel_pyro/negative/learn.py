@@ -171,8 +171,8 @@ def learn(
     """
     plan = plan_of(
         budget=budget, rounds=rounds, filter=filter, factor=factor, ties=ties, log_tau=log_tau,
-        distillation=distillation, candidates=candidates, max_draws=max_draws, known=known, use_successes=use_successes, held_out=held_out,
-        show=show, seed=0,
+        distillation=distillation, candidates=candidates, max_draws=max_draws, known=known,
+        use_successes=use_successes, held_out=held_out, show=show, seed=0,
     )  # fmt: skip
     with kept_rng():
         check_generator(generator)
