@@ -1,7 +1,6 @@
 """The attack on an adder: questions are read as they are written, rewards are right, and training happens once."""
 
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ from torch import Tensor
 
 from banel_pyro.negative import DrawnSuccesses, ListedSuccesses
 from banel_pyro.seeding import fork_rng
-from models import addition
-from models.addition import END, PLUS, SYMBOLS, Parsed, Reward, Sizes
+from models import addition, questions
+from models.addition import Reward, Sizes
+from models.questions import END, PLUS, SYMBOLS, Parsed
 
 TINY = Sizes(digits=2, examples=24_000, questions=4000, batch_size=32, target_width=32, attacker_width=16)
 
@@ -35,12 +35,12 @@ def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("digits", [1, 2, 5])
 def test_questions_are_read_as_they_are_written(digits: int) -> None:
     with fork_rng(0):
-        x = addition.draw_questions(2000, digits)
-    found = addition.parse(x, digits)
+        x = questions.draw_questions(2000, digits)
+    found = questions.parse(x, digits)
     assert x.shape == (2000, 2 * digits + 2)
     assert found.valid.all()
     assert not found.zeros.any()
-    assert addition.text(x) == [f"{a}+{b}=" for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True)]
+    assert questions.text(x) == [f"{a}+{b}=" for a, b in zip(found.a.tolist(), found.b.tolist(), strict=True)]
     lengths = torch.bincount(found.plus, minlength=digits + 1)[1:]
     assert (lengths - 2000 / digits).abs().max() < 4.5 * (2000 / digits) ** 0.5  # each length as likely as another
 
@@ -48,7 +48,7 @@ def test_questions_are_read_as_they_are_written(digits: int) -> None:
 def test_what_is_valid() -> None:
     good = ["1+1=", "0+0=", "00+7=", "12+34=", "7+09=", "99+99="]
     bad = ["+1=", "1+=", "1=", "=", "1+1+1=", "123+1=", "1+123=", "11+11+", "111111"]
-    found = addition.parse(tokens(*good, *bad), 2)
+    found = questions.parse(tokens(*good, *bad), 2)
     assert found.valid.tolist() == [True] * len(good) + [False] * len(bad)
     assert found.a[:6].tolist() == [1, 0, 0, 12, 7, 99]
     assert found.b[:6].tolist() == [1, 0, 7, 34, 9, 99]
@@ -58,14 +58,14 @@ def test_what_is_valid() -> None:
 def test_what_follows_the_end_does_not_count() -> None:
     x = tokens("1+1=", "1+1=")
     x[1, 4:] = torch.tensor([PLUS, 3])
-    found = addition.parse(x, 2)
+    found = questions.parse(x, 2)
     assert found.valid.all()
     assert found.b.tolist() == [1, 1]
 
 
 def test_sums_are_written_units_first_without_leading_zeros() -> None:
     a, b = torch.tensor([0, 5, 95, 99]), torch.tensor([0, 5, 5, 99])
-    assert addition.sums(a, b, 2).tolist() == [
+    assert questions.sums(a, b, 2).tolist() == [
         [0, END, END, END], [0, 1, END, END], [0, 0, 1, END], [8, 9, 1, END],
     ]  # fmt: skip
 
@@ -74,22 +74,23 @@ def test_the_adder_sees_a_question_alike_wherever_it_stands() -> None:
     """Positions are counted from the end, place values within a number."""
     made = addition.target(TINY)
     x = tokens("7+12=", "37+1=", "07+1=")
-    read, values = made.read(x, addition.parse(x, 2))
+    read, values = made.read(x, questions.parse(x, 2))
     assert read.tolist() == [[12, 7, PLUS, 1, 2, END], [12, 3, 7, PLUS, 1, END], [12, 0, 7, PLUS, 1, END]]
     assert values.tolist() == [[0, 1, 0, 2, 1, 0], [0, 2, 1, 0, 1, 0], [0, 2, 1, 0, 1, 0]]
 
 
-def everything() -> Tensor:
-    """All valid questions of two digits, with leading zeros."""
-    numbers = [str(d) for d in range(10)] + [f"{d}{e}" for d in range(10) for e in range(10)]
-    return tokens(*(f"{a}+{b}=" for a, b in product(numbers, numbers)))
+def test_every_question_of_two_digits() -> None:
+    x = questions.every_question(2)
+    assert x.shape == (110**2, 6)
+    assert len(set(questions.text(x))) == len(x)
+    assert questions.parse(x, 2).valid.all()
 
 
 def test_the_reward_is_one_for_valid_questions_with_a_wrong_answer() -> None:
     reward = Reward(addition.target(TINY), zeros=True)
     strict = Reward(addition.target(TINY), zeros=False)
-    x = everything()
-    parsed = addition.parse(x, 2)
+    x = questions.every_question(2)
+    parsed = questions.parse(x, 2)
     wrong = reward.target.wrong(x, parsed)
     assert reward(x).equal(wrong)
     assert strict(x).equal(wrong & ~parsed.zeros)
@@ -102,8 +103,8 @@ def test_the_reward_is_one_for_valid_questions_with_a_wrong_answer() -> None:
 def test_a_target_that_adds_is_never_wrong_and_one_that_does_not_is(monkeypatch: pytest.MonkeyPatch) -> None:
     made = addition.target(TINY)
     x = tokens("1+1=", "19+3=")
-    parsed = addition.parse(x, 2)
-    right = addition.sums(parsed.a, parsed.b, 2)
+    parsed = questions.parse(x, 2)
+    right = questions.sums(parsed.a, parsed.b, 2)
     monkeypatch.setattr(made.net, "complete", lambda *args, **kwargs: right)
     assert not made.wrong(x, parsed).any()
     padded = right.clone()
@@ -126,13 +127,13 @@ def test_training_happens_once_and_the_cache_gives_it_back(cache: Path, monkeypa
 def test_the_target_learns() -> None:
     """From nothing, nearly every answer would be wrong."""
     with fork_rng(1):
-        x = addition.draw_questions(2000, 2)
-    assert addition.target(TINY).wrong(x, addition.parse(x, 2)).double().mean() < 0.8
+        x = questions.draw_questions(2000, 2)
+    assert addition.target(TINY).wrong(x, questions.parse(x, 2)).double().mean() < 0.8
 
 
 def test_exact_success_rates_are_those_of_draws() -> None:
     task = addition.attack(TINY)
-    x = everything()
+    x = questions.every_question(2)
     exact = ListedSuccesses(x[task.reward(x)])(task.generator)
     drawn = DrawnSuccesses(task.reward, draws=4000)(task.generator, seed=2)
     assert drawn.low <= exact.value <= drawn.high
@@ -148,6 +149,6 @@ def test_tasks_say_what_they_are() -> None:
 
 
 def test_parsed_rows_go_together() -> None:
-    parsed = addition.parse(tokens("1+1=", "12+3="), 2)
+    parsed = questions.parse(tokens("1+1=", "12+3="), 2)
     assert {len(value) for value in vars(parsed).values()} == {2}
     assert isinstance(parsed, Parsed)
