@@ -33,13 +33,10 @@ from banel_pyro.negative import Distillation, DrawnSuccesses, ListedSuccesses, R
 from banel_pyro.reading import plain_file
 from banel_pyro.seeding import fork_rng
 from models.decoder import TokenDecoder
+from models.questions import END, SYMBOLS, Parsed, draw_questions, every_question, parse, sums, text
 from models.transformer import TokenTransformer
 
-__all__ = ["END", "PLUS", "SYMBOLS", "Adder", "Reward", "Sizes", "attack", "attack_without_zeros", "small_attack"]
-
-SYMBOLS = "0123456789+="
-PLUS, END = 10, 11
-"""Tokens are positions in SYMBOLS. A question ends with its first `=`; what follows it is `=` too."""
+__all__ = ["SMALL", "Adder", "Reward", "Sizes", "attack", "attack_without_zeros", "small_attack"]
 
 PAD = 12
 """What stands before a question that is shorter than the longest, for the adder only."""
@@ -75,86 +72,6 @@ class Sizes:
 
 SMALL = Sizes(digits=2, examples=60_000, questions=20_000, batch_size=64, target_width=32, attacker_width=32)
 """For tests: seconds, and a much worse adder."""
-
-
-# ---- questions -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """Sequences read as questions; where `valid` is False the other fields mean nothing.
-
-    Args:
-        valid: one plus, between two numbers of 1 to `digits` digits, and an equals sign.
-        a: the first number.
-        b: the second.
-        plus: position of the plus.
-        end: position of the equals sign.
-        zeros: whether a number has leading zeros, which no training question has.
-    """
-
-    valid: Tensor
-    a: Tensor
-    b: Tensor
-    plus: Tensor
-    end: Tensor
-    zeros: Tensor
-
-
-def draw_questions(n: int, digits: int) -> Tensor:
-    """Questions (n, length) whose numbers have 1 to `digits` digits, each length as likely as another."""
-    sides = []
-    for _ in range(2):
-        size = torch.randint(1, digits + 1, (n, 1))
-        place = torch.arange(digits)
-        number = torch.randint(0, 10, (n, digits))
-        first = torch.where(size == 1, torch.randint(0, 10, (n, 1)), torch.randint(1, 10, (n, 1)))  # 0 itself is one
-        number[:, :1] = first
-        sides.append(torch.where(place < size, number, -1))
-    plus, end = torch.full((n, 1), PLUS), torch.full((n, 1), END)
-    return _close_gaps(torch.cat([sides[0], plus, sides[1], end], 1))
-
-
-def _close_gaps(x: Tensor) -> Tensor:
-    """Sequences without their entries of -1: what is left moves up, and the end fills the rest."""
-    order = (x < 0).long().argsort(dim=1, stable=True)
-    moved = x.gather(1, order)
-    return torch.where(moved < 0, END, moved)
-
-
-def parse(x: Tensor, digits: int) -> Parsed:
-    """Read sequences (n, length) as questions."""
-    place = torch.arange(x.shape[1])
-    ends = (x == END).any(1)
-    end = torch.where(ends, (x == END).long().argmax(1), x.shape[1])
-    inside = place < end[:, None]
-    pluses = (x == PLUS) & inside
-    plus = pluses.long().argmax(1)
-    size_a, size_b = plus, end - plus - 1
-    valid = ends & (pluses.sum(1) == 1)
-    for size in (size_a, size_b):
-        valid &= (size >= 1) & (size <= digits)
-    a, b = torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.long)
-    for at in range(x.shape[1]):
-        digit = x[:, at]
-        a = torch.where(valid & (at < plus), 10 * a + digit, a)
-        b = torch.where(valid & (at > plus) & (at < end), 10 * b + digit, b)
-    first_a, first_b = x[:, 0], x.gather(1, (plus + 1).clamp(max=x.shape[1] - 1)[:, None])[:, 0]
-    zeros = valid & (((first_a == 0) & (size_a > 1)) | ((first_b == 0) & (size_b > 1)))
-    return Parsed(valid, a, b, plus, end, zeros)
-
-
-def sums(a: Tensor, b: Tensor, digits: int) -> Tensor:
-    """The digits of a + b (n, digits + 2), units first, without leading zeros, then END."""
-    total = a + b
-    power = 10 ** torch.arange(digits + 2)
-    written = (total[:, None] // power) % 10
-    return torch.where((total[:, None] >= power) | (torch.arange(digits + 2) == 0), written, END)
-
-
-def text(x: Tensor) -> list[str]:
-    """Questions as people write them."""
-    return ["".join(SYMBOLS[token] for token in row).partition("=")[0] + "=" for row in x.tolist()]
 
 
 # ---- the target ----------------------------------------------------------------------------------
@@ -325,8 +242,5 @@ def attack_without_zeros() -> Task:
 def small_attack() -> Task:
     """Two digits and a few seconds, with exact success rates: all 12,100 valid questions are asked beforehand."""
     task = attack(SMALL)
-    numbers = [[[d] for d in range(10)], [[d, e] for d in range(10) for e in range(10)]]
-    numbers = [*([d] for d in range(10)), *([d, e] for d in range(10) for e in range(10))]
-    rows = [[*a, PLUS, *b] for a in numbers for b in numbers]
-    x = torch.tensor([row + [END] * (SMALL.length - len(row)) for row in rows])
+    x = every_question(SMALL.digits)
     return replace(task, success_rate=ListedSuccesses(x[task.reward(x)]))

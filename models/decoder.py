@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from banel_pyro.checks import integer
 
@@ -261,6 +262,11 @@ def drawn(logits: Tensor, of: Tensor, u: Tensor) -> Tensor:
     return (below <= u[:, None] * below[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
 
 
+def traced() -> bool:
+    """Whether a graph of the step is being made, which must not depend on values."""
+    return get_proxy_mode() is not None or torch.compiler.is_compiling()
+
+
 def check_tokens(name: str, x: Tensor, shape: tuple[int, ...], tokens: int) -> Tensor:
     """Tokens as int64, if they are of this shape and in range.
 
@@ -278,7 +284,7 @@ def check_tokens(name: str, x: Tensor, shape: tuple[int, ...], tokens: int) -> T
         raise TypeError(f"{name} has dtype {x.dtype}: expected integer tokens. Write {name}.long() if they are.")
     if x.shape[1:] != torch.Size(shape) or x.dim() != 1 + len(shape):
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected (n, {', '.join(map(str, shape))}).")
-    if x.numel():
+    if x.numel() and not traced():
         low, high = x.aminmax()
         if low < 0 or high >= tokens:
             at = ((x < 0) | (x >= tokens)).nonzero()[0].tolist()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from banel_pyro.checks import integer
 from banel_pyro.negative import Generator
-from models.decoder import TokenDecoder, check_tokens
+from models.decoder import TokenDecoder, check_tokens, traced
 
 __all__ = ["PixelTransformer", "TokenTransformer"]
 
@@ -67,8 +67,9 @@ class TokenTransformer(Generator):
         counts = None
         if self.end is not None:
             counts = ended_before(x, self.end).logical_not()
-            counts = counts[:, : max(1, int(counts.any(0).sum()))]  # nothing counts after the longest one
-            x = x[:, : counts.shape[1]]
+            if not traced():
+                counts = counts[:, : max(1, int(counts.any(0).sum()))]  # nothing counts after the longest one
+                x = x[:, : counts.shape[1]]
         start = x.new_full((len(x), 1), self.tokens)
         logits = self.net(torch.cat([start, x[:, :-1]], 1))
         found = -F.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view(x.shape)

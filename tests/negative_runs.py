@@ -8,9 +8,19 @@ from typing import Any
 import torch
 from scipy.stats import binomtest
 
-from banel_pyro.negative import Distillation, DrawnSuccesses, ListedSuccesses, Oracle, RandomFilter, RatioFilter
-from banel_pyro.negative.learn import CONFIG, LEDGER, ROUNDS, learn_config
+from banel_pyro.negative import (
+    Distillation,
+    DrawnSuccesses,
+    Generator,
+    ListedSuccesses,
+    Oracle,
+    RandomFilter,
+    RatioFilter,
+    Task,
+)
 from banel_pyro.negative.ledger import Ledger
+from banel_pyro.negative.options import CONFIG, LEDGER, ROUNDS
+from banel_pyro.negative.task_options import run_config
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "banel": {"filter": RatioFilter(), "distillation": Distillation()},
@@ -27,6 +37,16 @@ def rate(value: float, draws: int = 0) -> dict[str, Any]:
         return numbers | {"reachable": 2}
     interval = binomtest(round(value * draws), draws).proportion_ci(0.95, "exact")
     return {"success_rate": value, "success_low": interval.low, "success_high": interval.high, "evaluated": draws}
+
+
+class _Nothing(Generator):
+    event_shape = torch.Size()
+
+    def sample(self, n: int) -> torch.Tensor:
+        return torch.zeros(n)
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x))
 
 
 def write_run(
@@ -55,7 +75,7 @@ def write_run(
         None if rates[0] is None else DrawnSuccesses(len, draws=draws) if draws else ListedSuccesses(torch.ones(2))
     )
     options = {**OPTIONS[method], "budget": 100, "rounds": max(1, len(rates) - 1), **config}
-    about = learn_config(success_rate=success, name=name, **options)
+    about = run_config(Task(name, _Nothing(), len, success), options, "banel")
     base = {} if rates[0] is None else rate(rates[0], draws)
     about |= {"seed": seed, "versions": {"banel_pyro": "1.0"}, "base_rate": base}
     rows, before = [], rates[0]

@@ -65,6 +65,12 @@ def shifted(loc: Tensor, log_scale: Tensor) -> Any:
     return torch.distributions.Normal(loc, log_scale.exp())
 
 
+def with_probs(fn: Any) -> Any:
+    """A distribution that has worked out its other parameter, and keeps it."""
+    assert fn.probs is not None
+    return fn
+
+
 class Case(NamedTuple):
     """A generator, points that its candidates lie at with their weights, and candidates to train on."""
 
@@ -111,7 +117,9 @@ CASES = {
         1.5,
     ),
     "instance of logits": Case(
-        lambda: DistributionGenerator(dist.Bernoulli(logits=torch.tensor([0.3, -1.0]))), partial(tosses, 2), 1.0
+        lambda: DistributionGenerator(with_probs(dist.Bernoulli(logits=torch.tensor([0.3, -1.0])))),
+        partial(tosses, 2),
+        1.0,
     ),
     "transformed": Case(
         lambda: DistributionGenerator(dist.LogNormal(0.0, 0.4)), partial(grid, 1, low=1e-9, high=16.0), 1.5
@@ -223,6 +231,29 @@ def test_what_cannot_be_rebuilt_stays_fixed() -> None:
     assert generator.log_prob(torch.ones(1)).tolist() == pytest.approx([-math.log(2)])
     with pytest.raises(ValueError, match="has no parameters to train"):
         Training()(generator, torch.ones(3), seed=0)
+
+
+class Shifted(torch.distributions.Normal):
+    """A normal distribution with a parameter that is not among its constraints."""
+
+    def __init__(self, loc: Any, scale: Any, shift: float = 0.0) -> None:
+        super().__init__(loc, scale)
+        self.shift = shift
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return super().log_prob(value - self.shift)
+
+
+def test_what_would_be_rebuilt_as_another_stays_fixed() -> None:
+    generator = DistributionGenerator(Shifted(0.0, 1.0, shift=3.0))
+    assert not list(generator.parameters())
+    assert generator.log_prob(torch.full((1,), 3.0)).tolist() == pytest.approx([-0.5 * math.log(2 * math.pi)])
+
+
+def test_tensors_that_were_given_are_left_alone() -> None:
+    loc = torch.zeros(2)
+    Training(epochs=2, lr=0.1)(DistributionGenerator(dist.Normal, loc=loc, scale=1.0), torch.ones(8, 2), seed=0)
+    assert loc.tolist() == [0.0, 0.0]
 
 
 # ---- pairs ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from banel_pyro.negative.learn import CONFIG, ROUNDS
+from banel_pyro.negative.options import CONFIG, ROUNDS
 from banel_pyro.report.log_ratio import log_ratio
 from banel_pyro.report.negative_numbers import read_negative
 from banel_pyro.report.negative_page import render_negative, write_negative_report
@@ -104,6 +104,25 @@ def test_drawn_rates_have_the_interval_of_their_round(tmp_path: Path) -> None:
     assert list(report.seed_table()["final ÷ start"]) == ["3.33 ×", "< 0.333 ×"]
     assert "< 1 in 1,000" in report.seed_table().loc["banel, seed 1", "final"]
     assert any("the rate as 1 in n, which is more than it may be" in note for note in notes(report))
+
+
+def test_an_exact_rate_of_0_is_not_taken_for_one_that_was_not_seen() -> None:
+    kept = Rate(0.0, 0.0, 0.0, 10000, 0)  # all listed successes are rejected; draws measure P(accept)
+    assert (str(kept), kept.log, kept.unseen) == ("0", -math.inf, False)
+    drawn = Rate(0.0, 0.0, 0.0004, 10000)
+    assert (str(drawn), drawn.unseen) == ("< 1 in 10,000", True)
+    assert drawn.log == pytest.approx(-math.log(10000))
+
+
+def test_distillation_of_successes_alone_counts(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "banel", 0, [0.01, 0.02, 0.06], gains=[2.0, 1.5])
+    found = json.loads((path / ROUNDS).read_text())
+    for name in ("acceptance", "bound", "filter_gain"):
+        del found["rounds"][1][name]
+    found["rounds"][1]["distillation_gain"] = 3.0
+    (path / ROUNDS).write_text(json.dumps(found))
+    (run,) = read_negative(tmp_path).runs
+    assert (run.product("filter_gain"), run.product("distillation_gain")) == pytest.approx((2.0, 3.0))
 
 
 # Methods against each other

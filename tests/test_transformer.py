@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from banel_pyro.negative import check_generator
 from banel_pyro.negative.training import Training
@@ -143,6 +144,14 @@ def test_gradients_do_not_depend_on_the_batch_and_parts_agree(
         torch.testing.assert_close(generator.log_prob(x), with_graph.detach())
 
 
+@ENDS
+def test_a_graph_of_it_holds_for_other_sequences(end: int | None, float64: torch.dtype) -> None:
+    """As captured steps need: nothing in it depends on values."""
+    generator, x = tiny(end), sequences(end)
+    graph = make_fx(lambda x: generator.log_prob(x))(x[:8])
+    torch.testing.assert_close(graph(x[-8:]), generator.log_prob(x[-8:]))
+
+
 # ---- drawing by the inverse distribution function ------------------------------------------------
 
 
@@ -153,6 +162,11 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     many = torch.full((1, 1000), -12.0).expand(4, 1000).clone()
     many[:, :900] = 0.3  # float32 sums of these end away from 1
     assert int(drawn(many, torch.arange(4), edges[1:]).max()) < 1000
+
+
+def test_a_rare_token_is_drawn_where_float32_would_be_full() -> None:
+    logits = torch.tensor([[0.0, -20.0]])  # 2e-9, below what float32 adds to 1
+    assert drawn(logits, torch.tensor([0, 0]), torch.tensor([1 - 1e-9, 0.99], dtype=torch.float64)).tolist() == [1, 0]
 
 
 def test_sampling_uses_one_number_a_token_and_leaves_the_rest_of_the_stream() -> None:
@@ -290,6 +304,8 @@ def test_sizes_out_of_range_are_refused() -> None:
         net.complete(torch.zeros(1, 2, dtype=torch.long), 4)
     with pytest.raises(ValueError, match=r"prompt\[0\] has token 3 at position 1"):
         net.complete(torch.tensor([[0, 3]]), 2)
+    with pytest.raises(ValueError, match=r"outputs=4, inputs=3: expected that what is written can be read"):
+        TokenDecoder(3, 4, 4)
     cache = Cache(net.decoder, 1, 4)
     net(torch.zeros(1, 1, dtype=torch.long), cache)
     with pytest.raises(ValueError, match="2 positions after 1 cached ones"):

@@ -6,32 +6,28 @@ import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
-from banel_pyro.checks import integer, seed_number
+from banel_pyro.checks import seed_number
 from banel_pyro.cli_options import Debug, Quiet, Resume, Threads, remember_command
-from banel_pyro.negative.filters import RatioFilter
-from banel_pyro.negative.learn import CONFIG, Learned, learn, learn_config
-from banel_pyro.negative.methods import METHODS
+from banel_pyro.negative.learn import Learned, learn
+from banel_pyro.negative.methods import METHODS, with_method
+from banel_pyro.negative.options import CONFIG, MAY_CHANGE
 from banel_pyro.negative.oracle import Oracle
 from banel_pyro.negative.posterior import AcceptanceError
-from banel_pyro.negative.signal import HeldOut
 from banel_pyro.negative.task import Task
+from banel_pyro.negative.task_options import BUDGET, options_of, run_config
 from banel_pyro.pair import Kind, load_factory
 from banel_pyro.reading import read_json, read_text
 from banel_pyro.recipe import cpu_threads
 from banel_pyro.report import COMMAND
 from banel_pyro.report.console import plain_console, text_cells
 
-__all__ = ["BUDGET", "is_negative", "negative", "show_negative"]
-
-BUDGET = 7500
-"""Reward evaluations of each run, unless the task or the command line says otherwise."""
+__all__ = ["is_negative", "negative", "show_negative"]
 
 TASK = Kind(Task, "task", "negative.Task(name, generator, reward)", "models.addition:attack")
 
@@ -129,12 +125,12 @@ def negative(
     }
     with cpu_threads(threads):
         made = load_factory(task, TASK)()
-        options = _options(made, given, epochs, held_out)
+        options = options_of(made, given, epochs, held_out)
         asked = {"timeout": timeout, "idempotent": idempotent or None}
         how = {**made.oracle, **{name: value for name, value in asked.items() if value is not None}}
         with _executor(how, workers):
             oracle = Oracle(made.reward, **how)
-            _check_out(folder, {m: _config(made, options, m) for m, _ in runs}, resume=resume)
+            _check_out(folder, {m: run_config(made, options, m) for m, _ in runs}, resume=resume)
             remember_command(folder)
             failed = []
             for done, (method, seed) in enumerate(runs, 1):
@@ -174,34 +170,6 @@ def show_negative(folder: Path) -> None:
 
 
 # ---- options -------------------------------------------------------------------------------------
-
-
-def _options(task: Task, given: Mapping[str, Any], epochs: int | None, held_out: float | None) -> dict[str, Any]:
-    """The options of a task, with those of the command line in their place."""
-    options = {"budget": BUDGET, "filter": RatioFilter(), **task.options}
-    options |= {name: value for name, value in given.items() if value is not None}
-    if given["factor"] is not None:
-        options["log_tau"] = None
-    if held_out is not None:
-        before = options.get("held_out")
-        options["held_out"] = replace(before, fraction=held_out) if isinstance(before, HeldOut) else HeldOut(held_out)
-    if epochs is not None:
-        options["filter"] = _with_epochs(options["filter"], integer("--epochs", epochs, 0))
-    return options
-
-
-def _with_epochs(filter_: Any, epochs: int) -> Any:
-    training = getattr(filter_, "training", None)
-    if training is None or not is_dataclass(filter_) or isinstance(filter_, type):
-        raise ValueError(
-            f"--epochs={epochs}: the filter of this task, {filter_!r}, trains no failure model. Leave --epochs out."
-        )
-    return replace(filter_, training=replace(training, epochs=epochs))
-
-
-def _config(task: Task, options: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """What a run of a method records, checked."""
-    return learn_config(success_rate=task.success_rate, name=task.name, **{**options, **METHODS[method]})
 
 
 def _methods(text: str) -> list[str]:
@@ -247,7 +215,7 @@ def _learn(
 ) -> Learned:
     """One run, new or from where it stands."""
     return learn(
-        task.generator, oracle, **{**options, **METHODS[method]}, out=folder / method / f"seed-{seed}", seed=seed,
+        task.generator, oracle, **with_method(options, method), out=folder / method / f"seed-{seed}", seed=seed,
         resume=True, success_rate=task.success_rate, show=task.texts, name=task.name,
         progress=not quiet and sys.stderr.isatty(),
     )  # fmt: skip
@@ -272,7 +240,9 @@ def _check_out(folder: Path, configs: Mapping[str, dict[str, Any]], *, resume: b
         raise ValueError(f"--out={folder} is itself a run: choose a new folder, or the one around it.")
     found = sorted(folder.glob(f"*/seed-*/{CONFIG}"))
     if not found:
-        if any(file.name != COMMAND or "banel negative" not in read_text(file) for file in folder.iterdir()):
+        command = folder / COMMAND  # of one that was killed before its first run
+        ours = command.exists() and "banel negative" in read_text(command)
+        if any(file.name not in ((COMMAND, *METHODS) if ours else ()) for file in folder.iterdir()):
             raise ValueError(f"--out={folder} holds other files and no runs of banel negative: choose a new folder.")
         return
     if not resume:
@@ -289,9 +259,9 @@ def _refuse_others(file: Path, known: Mapping[str, Any], configs: Mapping[str, d
     """Refuse to put runs beside others: the same task and options, and for the same method all of them."""
     method = file.parents[1].name
     wanted = configs.get(method, next(iter(configs.values())))
-    own = () if method in configs else ("filter", "distillation", "factor", "log_tau")
+    own = () if method in configs else ("filter", "distillation", "factor", "log_tau", "held_out")
     for key, value in wanted.items():
-        if key not in ("seed", *own) and known.get(key) != value:
+        if key not in ("seed", *MAY_CHANGE, *own) and known.get(key) != value:
             raise ValueError(
                 f"'{file.parent}' holds a run with {key}={known.get(key)!r}, and {key}={value!r} was asked for: runs "
                 "in one folder have the same. Choose another folder for others."

@@ -64,7 +64,7 @@ class Distilled:
         generator: the generator.
         held_out: :math:`E \log p_{\text{new}}(x)` over accepted draws that it was not trained on, in nats.
         divergence: KL(posterior ‖ new) in nats: the same draws, against the posterior's own density
-            :math:`\log p_\theta(x) - \log P(\text{accept})`.
+            :math:`\log p_\theta(x) - \log P(\text{accept})`, whose estimate is part of the error.
         acceptance: of draws from the new generator under the old regions: 1 if it has learnt them whole, and
             P(accept) if nothing.
     """
@@ -104,10 +104,14 @@ def distil(
         plan.training(generator, draws, seed=seed)
         fresh = generator.sample(integer("measured", measured))
     new = log_probs(generator, unseen).double()
-    true = log_probs(posterior.generator, unseen).double() - math.log(posterior.acceptance.value)
+    accept = posterior.acceptance
+    true = log_probs(posterior.generator, unseen).double() - math.log(accept.value)
+    divergence = _mean(true - new)
+    stderr = math.hypot(divergence.stderr, accept.stderr / accept.value)
     return Distilled(
-        generator.requires_grad_(False), _mean(new), _mean(true - new), posterior.regions.acceptance(fresh)
-    )
+        generator.requires_grad_(False), _mean(new), Estimate(divergence.value, stderr),
+        posterior.regions.acceptance(fresh),
+    )  # fmt: skip
 
 
 def _mean(values: Tensor) -> Estimate:

@@ -61,6 +61,19 @@ class PairGenerator(Generator):
     Raises:
         ValueError: for a pair with latents outside the plate, which all candidates share, or a plate over a fixed
             number of rows; for networks that are not a part of model or guide.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+        >>> generator = PairGenerator(model, guide, torch.zeros(2))
+        >>> generator.log_prob(torch.tensor([0.0, 1.0])), dist.Normal(0.0, 2**0.5).log_prob(torch.tensor([0.0, 1.0]))
+        (tensor([-1.2655, -1.5155]), tensor([-1.2655, -1.5155]))
     """
 
     _like: Tensor

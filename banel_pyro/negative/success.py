@@ -13,6 +13,7 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 from torch import Tensor
 
 from banel_pyro.checks import integer, probability
+from banel_pyro.negative.call import read_rewards
 from banel_pyro.negative.generator import Generator
 from banel_pyro.negative.posterior import ExplorationPosterior
 from banel_pyro.negative.region import Region, Regions
@@ -30,7 +31,7 @@ class SuccessRate:
         value: the rate.
         low: lower end of its interval; the rate itself where it is exact.
         high: upper end.
-        draws: how many it was estimated from, 0 where it is exact.
+        draws: how many it, or the acceptance of its regions, was estimated from; 0 where it is exact.
         reachable: successes that can still be drawn at all, where they can be listed: a rate of 1 does not say that
             none was lost.
         successes: the candidates that succeeded, shape (k, \*event_shape): all, or those among the draws.
@@ -71,26 +72,35 @@ class SuccessRates(ABC):
 class ListedSuccesses(SuccessRates):
     r"""Exact rates, where all successes can be listed: :math:`\sum_{x : r(x) = 1} p_\theta(x)`.
 
-    With regions the sum is over those outside, divided by P(accept), which is estimated from draws.
+    With regions the sum is over those outside, divided by P(accept), which is estimated from draws: the interval is
+    then that of Clopper and Pearson for it.
 
     Args:
         successes: all of them, each once, shape (k, \*event_shape).
         draws: for P(accept), where there are regions.
+        confidence: of the interval.
     """
 
-    def __init__(self, successes: Tensor, *, draws: int = 10_000) -> None:
+    def __init__(self, successes: Tensor, *, draws: int = 10_000, confidence: float = 0.95) -> None:
         self.successes, self.draws = successes, integer("draws", draws)
+        self.confidence = probability("confidence", confidence)
 
     def __call__(self, generator: Generator, regions: Regions = Regions(), *, seed: int = 0) -> SuccessRate:  # noqa: B008
         """The success rate of a generator outside of regions."""
         weights = log_probs(generator, self.successes).double().exp()
-        accept = 1.0
+        accept, draws = (1.0, 1.0, 1.0), 0
         if len(regions):
+            weights = torch.where(regions.rejects(self.successes), 0.0, weights)
             with fork_rng(seed):
-                accept = regions.acceptance(generator.sample(self.draws)).value
-            weights = torch.where(regions.rejects(self.successes), 0.0, weights / max(accept, 1 / self.draws))
-        value = float(weights.sum())
-        return SuccessRate(value, value, value, 0, int((weights > 0).sum()), self.successes, weights)
+                rejected = regions.rejects(generator.sample(self.draws))
+            accept, draws = clopper_pearson(int((~rejected).sum()), self.draws, self.confidence), self.draws
+        inside = float(weights.sum())
+        # what is accepted are the successes at least, so that no rate is above 1
+        value, high, low = (inside / max(accepted, inside) if inside else 0.0 for accepted in accept)
+        reachable = int((weights > 0).sum())
+        return SuccessRate(
+            value, low, high, draws, reachable, self.successes, weights * (value / inside if inside else 0)
+        )
 
     def describe(self) -> dict[str, Any]:
         """What it does, for JSON."""
@@ -106,27 +116,38 @@ class DrawnSuccesses(SuccessRates):
         draws: how many.
         confidence: of the interval.
 
+    Raises:
+        TypeError, ValueError: for options out of range and, when it is called, rewards other than 0 and 1.
+
     References:
         Clopper and Pearson, Biometrika 26, 1934.
     """
 
     def __init__(self, reward: Callable[[Tensor], Any], *, draws: int = 10_000, confidence: float = 0.95) -> None:
+        if not callable(reward):
+            raise TypeError(f"reward={reward!r}: expected a function from candidates to rewards of 0 or 1.")
         self.reward, self.draws = reward, integer("draws", draws)
-        self.confidence = confidence
-        probability("confidence", confidence)
+        self.confidence = probability("confidence", confidence)
 
     def __call__(self, generator: Generator, regions: Regions = Regions(), *, seed: int = 0) -> SuccessRate:  # noqa: B008
         """The success rate of a generator outside of regions."""
         with fork_rng(seed):
             parts = ExplorationPosterior(generator, regions, max_draws=10_000 * self.draws).sample((self.draws,))
-        found = torch.as_tensor(self.reward(parts)).bool()
+        rewards = read_rewards(self.reward(parts), self.draws)
+        if wrong := [reward for reward in rewards if isinstance(reward, str)]:
+            raise ValueError(wrong[0])
+        found = torch.tensor(rewards, dtype=torch.bool)
         successes, count = parts[found], int(found.sum())
-        interval = binomtest(count, self.draws).proportion_ci(self.confidence, "exact")
         weights = torch.full((count,), 1 / self.draws, dtype=torch.float64)
-        return SuccessRate(
-            count / self.draws, float(interval.low), float(interval.high), self.draws, None, successes, weights
-        )
+        value, low, high = clopper_pearson(count, self.draws, self.confidence)
+        return SuccessRate(value, low, high, self.draws, None, successes, weights)
 
     def describe(self) -> dict[str, Any]:
         """What it does, for JSON."""
         return {"success": "drawn", "draws": self.draws, "confidence": self.confidence}
+
+
+def clopper_pearson(count: int, draws: int, confidence: float) -> tuple[float, float, float]:
+    """The share of so many draws, and the ends of its interval."""
+    interval = binomtest(count, draws).proportion_ci(confidence, "exact")
+    return count / draws, float(interval.low), float(interval.high)

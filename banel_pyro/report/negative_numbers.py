@@ -218,17 +218,13 @@ def times(rate: Rate, base: Rate | None) -> str:
     >>> times(Rate(0.05, 0.05, 0.05), Rate(0.0, 0.0, 0.0002, 20000))
     '> 250 ×'
     """
-    top, bottom = _bound(rate), None if base is None else base.value or base.high
+    top, bottom = rate.bound, None if base is None else base.value or base.high
     if not bottom or base is None or (top > rate.value and not base.value):
         return "–"
     ratio = top / bottom
     return (
         f"{'< ' * (top > rate.value)}{'> ' * (not base.value)}{f'{ratio:,.0f}' if ratio >= 100 else f'{ratio:.3g}'} ×"
     )
-
-
-def _bound(rate: Rate) -> float:
-    return rate.value if rate.value or not rate.draws else 1 / rate.draws
 
 
 def known(value: float) -> float | None:
@@ -245,7 +241,7 @@ def typical(rates: Iterable[Rate], pick: Callable[[Sequence[float]], float]) -> 
     """
     found = list(rates)
     value = pick([rate.value for rate in found])
-    return Rate(value, value, value, min(rate.draws for rate in found))
+    return Rate(value, value, value, min(rate.draws for rate in found), found[0].reachable)
 
 
 def _interval(rate: Rate) -> str:

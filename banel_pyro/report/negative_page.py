@@ -125,6 +125,8 @@ def _made(method: Method) -> dict[str, str]:
     factor = (
         f"filter factor {config['factor']:g}" if config.get("log_tau") is None else f"log τ = {config['log_tau']:g}"
     )
+    if config.get("ties") == "reject":
+        factor += ", ties too"
     return {
         "seeds": ", ".join(str(run.seed) for run in method.runs),
         "budget": f"{config['budget']:,} reward evaluations",
@@ -134,12 +136,20 @@ def _made(method: Method) -> dict[str, str]:
         "distillation": _distillation(config.get("distillation")),
         "known candidates": _known(config),
         "successes": _successes(config),
-        "held-out failures": "none"
-        if config.get("held_out") is None
-        else f"{100 * config['held_out']['fraction']:.3g} %",
+        "held-out failures": _held_out(config.get("held_out")),
         "success rates": _measured(config.get("success")),
         "versions": ", ".join(f"{name} {version}" for name, version in config["versions"].items()),
     }
+
+
+def _held_out(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    choices = {"epochs": found.get("epochs"), "filter factor": found.get("factors")}
+    told = [
+        f"{name} among its own, {', '.join(f'{v:g}' for v in values)}" for name, values in choices.items() if values
+    ]
+    return f"{100 * found['fraction']:.3g} %" + f"; chooses {' and '.join(told)}" * bool(told)
 
 
 def _filter(found: Mapping[str, Any]) -> str:

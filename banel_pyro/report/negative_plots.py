@@ -56,7 +56,7 @@ def _success(report: NegativeReport) -> Picture | None:
     percent = f"{100 * report.confidence:g} %"
     bands = f"bands are {percent} intervals of Clopper and Pearson" if report.base.draws else "the rates are exact"
     zero = " A triangle is a rate that none of n draws showed, at 1 in n." * any(
-        rate.value == 0 and rate.draws for run in report.runs for rate in run.rates
+        rate.unseen for run in report.runs for rate in run.rates
     )
     each = "; ".join(f"{run.name}: {', '.join(map(str, run.rates))}" for run in report.runs)
     return Picture(
@@ -75,7 +75,7 @@ def _curve(ax: Axes, run: NegativeRun, number: int) -> None:
     if any(rate.draws for rate in run.rates):
         lows = [max(rate.low, 1e-300) for rate in run.rates]
         ax.fill_between(run.nre, lows, [rate.high for rate in run.rates], color=colour(number), alpha=0.1, linewidth=0)
-    none = [(x, y) for x, y, rate in zip(run.nre, heights, run.rates, strict=True) if rate.value == 0 and rate.draws]
+    none = [(x, y) for x, y, rate in zip(run.nre, heights, run.rates, strict=True) if rate.unseen]
     if none:
         ax.plot(*zip(*none, strict=True), linestyle="", marker="v", markersize=6, markerfacecolor="white", **style)
 
@@ -269,7 +269,7 @@ def _medians(methods: Sequence[Method], names: dict[str, str]) -> str:
 
 def _height(rate: Rate) -> float:
     """Where a rate is drawn: one of 0 of n draws at 1/n, an exact 0 not at all."""
-    return rate.value or (1 / rate.draws if rate.draws else math.nan)
+    return rate.bound or math.nan
 
 
 def _span(rates: Iterable[Rate]) -> tuple[float, float]:

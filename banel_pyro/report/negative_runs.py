@@ -9,12 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest  # type: ignore[import-untyped]
-
-from banel_pyro.negative.learn import CONFIG, LEDGER, ROUNDS
 from banel_pyro.negative.ledger import Ledger
 from banel_pyro.negative.methods import METHODS
-from banel_pyro.negative.rounds import STEPS
+from banel_pyro.negative.options import CONFIG, LEDGER, ROUNDS
+from banel_pyro.negative.state import STEPS
+from banel_pyro.negative.success import clopper_pearson
 from banel_pyro.reading import check_fields, read_json
 
 __all__ = ["NegativeRun", "Rate", "pooled", "read_runs"]
@@ -28,7 +27,7 @@ class Rate:
         value: the rate.
         low: lower end of its interval (Clopper and Pearson's); the rate itself where it is exact.
         high: upper end.
-        draws: how many it was estimated from, 0 where it is exact.
+        draws: how many it, or the acceptance of regions that are kept, was estimated from; 0 where it is exact.
         reachable: successes that can still be drawn, where they are listed.
     """
 
@@ -39,14 +38,22 @@ class Rate:
     reachable: int | None = None
 
     @property
+    def unseen(self) -> bool:
+        """Whether none of the draws succeeded, so that it is only known to be small."""
+        return self.value == 0 and self.draws > 0 and self.reachable is None
+
+    @property
+    def bound(self) -> float:
+        """The rate, and 1/n where none of n draws succeeded, which is more than it may be."""
+        return 1 / self.draws if self.unseen else self.value
+
+    @property
     def log(self) -> float:
-        """Its logarithm. Where none of n draws succeeded, that of 1/n, more than it may be; −∞ of an exact 0."""
-        if self.value > 0:
-            return math.log(self.value)
-        return -math.log(self.draws) if self.draws else -math.inf
+        """The logarithm of ``bound``, −∞ of an exact 0."""
+        return math.log(self.bound) if self.bound else -math.inf
 
     def __str__(self) -> str:
-        if self.value == 0 and self.draws:
+        if self.unseen:
             return f"< 1 in {self.draws:,}"
         return f"{self.value:.3g}"
 
@@ -106,8 +113,10 @@ class NegativeRun:
         return [math.nan if row.get(name) is None else float(row[name]) for row in self.rows]
 
     def product(self, name: str) -> float:
-        """The product of a number over the rounds that filtered; 1 without any, NaN if one of them is not known."""
-        factors = [math.nan if row.get(name) is None else float(row[name]) for row in self.rows if "acceptance" in row]
+        """The product of a gain over the rounds that had one; 1 without any, NaN if one of them is not known."""
+        step = "divergence" if name == "distillation_gain" else "acceptance"  # distillation may be of successes alone
+        rows = [row for row in self.rows if "acceptance" in row or step in row]
+        factors = [math.nan if row.get(name) is None else float(row[name]) for row in rows]
         return math.prod(factors)
 
     @property
@@ -142,8 +151,7 @@ def pooled(rates: list[Rate], confidence: float = 0.95) -> Rate:
         value = math.fsum(rate.value for rate in rates) / len(rates)
         return Rate(value, value, value, 0, rates[0].reachable)
     count = sum(round(rate.value * rate.draws) for rate in rates)
-    interval = binomtest(count, draws).proportion_ci(confidence, "exact")
-    return Rate(count / draws, float(interval.low), float(interval.high), draws)
+    return Rate(*clopper_pearson(count, draws, confidence), draws)
 
 
 def read_runs(folder: Path) -> tuple[list[NegativeRun], list[str]]:

@@ -69,10 +69,12 @@ def notes(report: NegativeReport) -> list[str]:
         found = [_DRAWN.format(draws=report.base.draws, percent=100 * report.confidence), f"{_PRODUCTS} {_FEW}"]
     elif any(map(_keeps_regions, report.runs)):
         found.append(_KEPT)
-    if any(rate.value == 0 and rate.draws for run in report.runs for rate in run.rates):
+    if any(rate.unseen for run in report.runs for rate in run.rates):
         found.append(_NONE)
     if report.comparisons:
         found.append(_PAIRED)
+    if chosen := [f"{run.name}: {told}" for run in report.runs if (told := _chosen(run))]:
+        found.append(f"Chosen by held-out failures, epochs and factor of each round: {'; '.join(chosen)}.")
     budgets = sorted({run.config["budget"] for run in report.runs})
     if len(budgets) > 1:
         found.append(f"The runs have different budgets: {', '.join(f'{b:,}' for b in budgets)}.")
@@ -81,6 +83,12 @@ def notes(report: NegativeReport) -> list[str]:
     if report.waiting:
         found.append(f"Not shown, since no round has ended: {'; '.join(report.waiting)}.")
     return found
+
+
+def _chosen(run: NegativeRun) -> str:
+    """Epochs and factors that were chosen, round by round."""
+    rows = [row for row in run.rows if row.get("chosen_factor") is not None]
+    return ", ".join(f"{row.get('chosen_epochs')} and {row['chosen_factor']:g}" for row in rows)
 
 
 def _keeps_regions(run: NegativeRun) -> bool:
