@@ -226,7 +226,8 @@ def attack(sizes: Sizes = Sizes(), *, zeros: bool = True, draws: int = 20_000) -
     reward = Reward(target(sizes), zeros=zeros)
     return Task(
         name=f"addition of {sizes.digits} digits{'' if zeros else ', no leading zeros'}",
-        generator=attacker(sizes), reward=reward, success_rate=DrawnSuccesses(reward, draws=draws), show=text,
+        generator=attacker(sizes), reward=reward, oracle={"batch_size": 500},
+        success_rate=DrawnSuccesses(reward, draws=draws), show=text,
         options={
             "rounds": 10, "factor": 4.0, "filter": RatioFilter(Training(epochs=30, batch_size=64, lr=1e-3)),
             "distillation": Distillation(draws=4000, training=Training(epochs=2, batch_size=128, lr=1e-3)),

@@ -128,6 +128,7 @@ def task() -> Task:
         reward=reward,
         success_rate=ListedSuccesses(torch.tensor(SUCCESSES)),
         show=lambda bins: [f"{x:.1f}" for x in position(bins).tolist()],
+        oracle={"batch_size": 10},
         options={
             "budget": 60,
             "rounds": 6,
