@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from torch import Tensor
 from banel_pyro.checkpoint import BEFORE, NEWEST
 from banel_pyro.negative import (
     AcceptanceError,
+    Answers,
     Distillation,
     DrawnSuccesses,
+    Evidence,
+    Filter,
     HeldOut,
     Learned,
     Ledger,
@@ -29,13 +33,14 @@ from banel_pyro.negative import (
     OracleError,
     RandomFilter,
     RatioFilter,
+    Score,
     Training,
 )
 from banel_pyro.negative import rounds as rounds_module
 from banel_pyro.seeding import rng_state
 from banel_pyro.training.progress import Progress
 from tests.learn_script import BUDGET, KILLS, Bell
-from tests.negative_cases import QUICK, VALUES, WINS, Table, accepted, reward, run
+from tests.negative_cases import QUICK, VALUES, WINS, Coarse, Table, accepted, reward, run
 from tests.test_resume import ROOT
 
 QUIET = {"rounds": 1, "budget": 40}
@@ -123,6 +128,62 @@ def test_a_run_that_crashes_at_every_checkpoint_ends_as_the_uninterrupted_one(
     check_same(whole, crashed)
     assert asked["crashed"] == asked["whole"], "nothing is asked twice"
     check_same(whole, Learned.load(tmp_path / "crashed", Table()))
+
+
+# What a checkpoint is read back with
+
+
+class Far(Score):
+    """Numbers that are near to a failure score low."""
+
+    kind = "far"
+
+    def __init__(self, power: float, seen: Tensor | None = None) -> None:
+        super().__init__()
+        self.power = power
+        self.register_buffer("seen", torch.zeros(40) if seen is None else seen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.seen[x].log1p() * self.power
+
+    def config(self) -> dict[str, Any]:
+        return {"power": self.power}
+
+
+@dataclass(frozen=True)
+class Counts(Filter):
+    """A filter of one's own: counts of failures."""
+
+    power: float = 2.0
+    scores = (Far,)
+
+    def learn(self, evidence: Evidence, *, seed: int) -> Score:
+        return Far(self.power, torch.bincount(evidence.failures, minlength=40).float())
+
+
+@pytest.mark.parametrize("filter", [RatioFilter(QUICK, start=Coarse), Counts()], ids=["another model", "another score"])
+@pytest.mark.parametrize("distillation", [None, Distillation(draws=200, training=QUICK)], ids=["union", "distilled"])
+def test_a_filter_says_what_its_scores_are_made_of(
+    filter: Filter, distillation: Distillation | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"filter": filter, "distillation": distillation, "budget": 60, "rounds": 2, "factor": 1.5}
+    whole = run(tmp_path / "whole", **options)
+    ask, asked = Oracle.ask, 0
+
+    def crashing(*args: Any, **given: Any) -> Answers:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise Crash
+        return ask(*args, **given)
+
+    monkeypatch.setattr(Oracle, "ask", crashing)
+    with pytest.raises(Crash):
+        run(tmp_path / "crashed", **options)
+    check_same(whole, run(tmp_path / "crashed", resume=True, **options))
+    check_same(whole, Learned.load(tmp_path / "whole", Table(), filter=filter))
+    with pytest.raises(ValueError, match=r"does not fit|is of a score 'far'"):
+        Learned.load(tmp_path / "whole", Table())
 
 
 # SIGKILL
