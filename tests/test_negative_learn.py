@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -276,6 +276,7 @@ def test_the_success_rate_identity_at_every_round(data: Any, tmp_path: Path) -> 
         assert row["accept_given_success"] == pytest.approx(given, rel=1e-12)
         stderr = (accept * (1 - accept) / 500) ** 0.5
         assert abs(row["acceptance"] - accept) < 4 * stderr
+        assert row["filter_gain"] == pytest.approx(given / row["acceptance"], rel=1e-12)
         assert row["filter_gain"] <= row["bound"] == 1 / row["acceptance"]
         expected *= given / accept
         total = float(base[after].sum())
@@ -403,6 +404,35 @@ def test_candidates_without_an_answer_teach_nothing(tmp_path: Path, caplog: pyte
     total = found.rounds[["successes", "failures", "unanswered"]].sum(axis=1)
     assert total.equals(found.rounds["proposed"])
     assert "have no answer" in caplog.text
+
+
+@dataclass(frozen=True)
+class Watched(RatioFilter):
+    """The paper's, with a record of what it was given."""
+
+    seen: ClassVar[list[tuple[Evidence, Score]]] = []
+
+    def learn(self, evidence: Evidence, *, seed: int) -> Score:
+        self.seen.append((evidence, super().learn(evidence, seed=seed)))
+        return self.seen[-1][1]
+
+
+def test_what_a_filter_is_given(tmp_path: Path) -> None:
+    """Failures of the round and of those before, none of them held out; all successes; and the score before."""
+    Watched.seen.clear()
+    found = run(tmp_path / "run", filter=Watched(QUICK), generator=Table(torch.zeros(40)), held_out=HeldOut(0.25))
+    with Ledger.reopen(tmp_path / "run" / "ledger.db") as ledger:
+        failed, won = ([ledger.candidates(round=i, reward=reward) for i in range(3)] for reward in (0, 1))
+    assert len(torch.cat(won)) > 0
+    for i, (evidence, _) in enumerate(Watched.seen):
+        kept, held_out = Counter(evidence.failures.tolist()), Counter(failed[i].tolist())
+        assert kept <= held_out
+        assert kept.total() == len(failed[i]) - round(0.25 * len(failed[i]))
+        assert torch.equal(evidence.earlier, torch.cat([evidence.failures[:0], *failed[:i]]))
+        assert torch.equal(evidence.successes, torch.cat(won[: i + 1]))
+        assert evidence.previous is (None if i == 0 else Watched.seen[i - 1][1])
+    assert torch.equal(Watched.seen[0][0].generator.logits, torch.zeros(40))
+    assert found.rounds["rejected_trained"].between(0, 1).all()
 
 
 @pytest.mark.parametrize("use", [False, True])
@@ -656,4 +686,5 @@ def test_the_bar_shows_what_was_spent(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = [(done, text) for done, text in told if text.startswith("round")]  # those of training are others
     assert shown[-1][0] == 120
     assert [done for done, _ in shown] == sorted(done for done, _ in shown)
+    assert shown[-1][1].startswith("round 3  accept ")
     assert f"gain ≤ {found.rounds['bound'].prod():.3g}" in shown[-1][1]
