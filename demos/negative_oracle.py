@@ -58,12 +58,11 @@ def clears(x: Tensor) -> Tensor:
     for _ in range(500):
         before, place = place, place + 0.01 * velocity
         over |= (before[:, 0] < 15) & (place[:, 0] >= 15) & (place[:, 1] > 18)
-        drag = 0.02 * velocity.norm(dim=-1, keepdim=True) * velocity
-        velocity = velocity - 0.01 * (drag + torch.tensor([0.0, 9.81]))
+        velocity = velocity - 0.01 * (0.02 * velocity.norm(dim=-1, keepdim=True) * velocity + torch.tensor([0, 9.81]))
     return over
 
 
-# Step 2: the generator, anything that draws candidates and has their density: here a mixture of normals.
+# Step 2: the generator, anything that draws candidates and has their density: here a mixture of Beta distributions.
 class Thrower(Generator):
     """Angles and speeds of throws, each between 0 and 1."""
 
@@ -74,7 +73,7 @@ class Thrower(Generator):
         self.logits, self.shape = nn.Parameter(torch.zeros(parts)), nn.Parameter(6 + 0.1 * torch.randn(parts, 2, 2))
 
     def mixture(self) -> MixtureSameFamily:
-        """The distribution as it stands: of Beta distributions, at the start bells about the middle."""
+        """The distribution as it stands: at the start a bell about the middle."""
         a, b = (1 + softplus(self.shape)).unbind(-1)
         return MixtureSameFamily(Categorical(logits=self.logits), Independent(Beta(a, b), 1))
 
@@ -90,14 +89,12 @@ class Thrower(Generator):
 # Step 3: learn. Each call of the oracle is charged before it is sent, and its answer written down before it is used.
 def run(executor: Executor, args: argparse.Namespace) -> Learned:
     """Rounds of throws, of which only those that fail teach anything."""
-    torch.manual_seed(args.seed)
     filter_ = RatioFilter(Training(epochs=30, batch_size=50, lr=0.03), score=args.score, data="all")
     distillation = Distillation(draws=2000, training=Training(epochs=15, batch_size=250, lr=0.03))
     return learn(
         Thrower(), Oracle(clears, executor=executor, batch_size=10, max_in_flight=args.workers), budget=args.budget,
-        out=args.out, rounds=args.rounds, filter=filter_, factor=args.factor, distillation=distillation,
-        candidates=1500, success_rate=DrawnSuccesses(clears, draws=args.draws), seed=args.seed, resume=args.resume,
-        name="throws",
+        out=args.out, rounds=args.rounds, filter=filter_, factor=args.factor, distillation=distillation, name="throws",
+        success_rate=DrawnSuccesses(clears, draws=args.draws), seed=args.seed, resume=args.resume,
     )  # fmt: skip
 
 
@@ -129,13 +126,8 @@ def picture(found: Learned, out: Path) -> None:
             failed, over = throws[i]
             axes.plot(*failed.T, ".", color=GREY, markersize=2.5)
             axes.plot(*over.T, "*", color=COLOURS[1], markersize=7)
-            axes.set(
-                title=f"round {i + 1}: {len(over)} of {len(over) + len(failed)}",
-                xlim=(0, 1),
-                ylim=(0, 1),
-                xlabel="angle",
-                ylabel="speed",
-            )
+            axes.set(title=f"round {i + 1}: {len(over)} of {len(over) + len(failed)}", xlabel="angle", ylabel="speed")
+            axes.set(xlim=(0, 1), ylim=(0, 1))
         for axes in panels.flat[len(shown) : -1]:
             axes.axis("off")
         rates, axes = found.rounds, panels.flat[-1]
@@ -151,16 +143,18 @@ def picture(found: Learned, out: Path) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Learn, print a row for each round, and draw the picture."""
+    torch.manual_seed(args.seed)
     with workers(args.workers, args.dask) as executor:
         found = run(executor, args)
     columns = ["nre", "successes", "acceptance", "bound", "filter_gain", "distillation_gain", "success_rate"]
     print(found.rounds.reindex(columns=columns).to_string(float_format="{:.3g}".format))
     base = found.config["base_rate"]["success_rate"]
     best = found.rounds["success_rate"].max()
-    print(f"Of the throws {base:.2g} clear the wall at the start, {best:.2g} after the best round, and", end=" ")
+    last = found.rounds["success_rate"].iloc[-1]
     print(
-        f"{found.rounds['success_rate'].iloc[-1]:.2g} in the end. Seen: {len(found.successes)} of {args.budget} asked."
+        f"Of the throws {base:.2g} clear the wall at the start, {best:.2g} after the best round, {last:.2g} in the end."
     )
+    print(f"{len(found.successes)} of the {args.budget} that were asked did.")
     picture(found, args.out)
 
 
