@@ -2,6 +2,8 @@
 
 - `cache`: sampling a transformer over tokens without cached keys and values over sampling it with them. Both draw the
   same sequences, of every length asked for, and read n L (L + 1) / 2 positions or n L. At length 32 the bar is 5.
+- `overhead`: a candidate's way past two regions, to an oracle that answers at once, and into the ledger, on the 31 bins
+  of `models.bins`, whose densities cost nothing. The bar is a millisecond.
 
 Times are those of single calls that take turns, A B A B, so that a slow minute of the machine hits both; a ratio is
 taken within each round. Cells show the median over rounds and, in brackets, the smallest and the largest.
@@ -15,20 +17,24 @@ import argparse
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import torch
 
+from banel_pyro.negative import ExplorationPosterior, Ledger, LikelihoodRatio, Oracle, Region
 from banel_pyro.seeding import fork_rng
 from demos.benchmark.bars import Bar
 from demos.benchmark.cells import spread, table
 from demos.benchmark.machine import machine
 from demos.benchmark.markdown import bars_text
+from models import bins
 from models.transformer import TokenTransformer
 
-CACHE_LENGTH, CACHE_BAR = 32, 5.0
+CACHE_LENGTH, CACHE_BAR, OVERHEAD_BAR = 32, 5.0, 1.0
 
 
 # Step 1: time calls in turn.
@@ -63,7 +69,29 @@ def cache_table(args: argparse.Namespace) -> tuple[dict[str, Any], str, list[Bar
     return figures, table(["length", "cached, ms", "uncached ÷ cached"], rows), bars
 
 
-TABLES = {"cache": cache_table}
+def overhead_table(args: argparse.Namespace) -> tuple[dict[str, Any], str, list[Bar]]:
+    """Milliseconds per candidate beside models and oracle."""
+    base = bins.prior()
+    scores = [LikelihoodRatio(base, bins.SmoothedHistogram.fitted(base.sample(10))) for _ in range(2)]
+    regions = [Region.at_quantile(score, base.sample(1000), factor=1.5) for score in scores]
+    oracle, n = Oracle(bins.reward, batch_size=256), args.candidates
+    with TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger.db", task="bins", budget=10**9) as ledger:
+        turns = count()
+
+        def propose() -> torch.Tensor:
+            return ExplorationPosterior(base, regions).sample((n,))
+
+        x = propose()
+        calls = {"past the regions": propose, "record": lambda: oracle.ask(x, ledger, round=next(turns), known="ask")}
+        took = rounds(calls, args.repeats)
+    each = {name: [1e3 * seconds / n for seconds in values] for name, values in took.items()}
+    both = [a + b for a, b in zip(*each.values(), strict=True)]
+    rows = [[name, spread(values)] for name, values in [*each.items(), ("both", both)]]
+    bar = Bar("filter and record, ms per candidate", OVERHEAD_BAR, both)
+    return each | {"both": both}, table(["", "ms per candidate"], rows), [bar]
+
+
+TABLES = {"cache": cache_table, "overhead": overhead_table}
 
 
 # Step 3: all of them.
@@ -93,6 +121,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="which (default: all)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[8, CACHE_LENGTH], help="of sequences")
     parser.add_argument("--sequences", type=int, default=512, help="drawn in a call (default: %(default)s)")
+    parser.add_argument("--candidates", type=int, default=4096, help="asked in a call (default: %(default)s)")
     parser.add_argument("--width", type=int, default=48, help="of the transformer (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=2, help="of the transformer (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="rounds (default: %(default)s)")

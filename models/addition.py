@@ -32,13 +32,11 @@ from banel_pyro.checkpoint import write_whole
 from banel_pyro.negative import Distillation, DrawnSuccesses, ListedSuccesses, RatioFilter, Task, Training
 from banel_pyro.reading import plain_file
 from banel_pyro.seeding import fork_rng
-from models.transformer import TokenDecoder, TokenTransformer
+from models.decoder import TokenDecoder
+from models.questions import END, SYMBOLS, Parsed, draw_questions, every_question, parse, sums, text
+from models.transformer import TokenTransformer
 
-__all__ = ["END", "PLUS", "SYMBOLS", "Adder", "Reward", "Sizes", "attack", "attack_without_zeros", "small_attack"]
-
-SYMBOLS = "0123456789+="
-PLUS, END = 10, 11
-"""Tokens are positions in SYMBOLS. A question ends with its first `=`; what follows it is `=` too."""
+__all__ = ["SMALL", "Adder", "Reward", "Sizes", "attack", "attack_without_zeros", "small_attack"]
 
 PAD = 12
 """What stands before a question that is shorter than the longest, for the adder only."""
@@ -59,7 +57,7 @@ class Sizes:
     """
 
     digits: int = 5
-    examples: int = 450_000
+    examples: int = 380_000
     questions: int = 600_000
     batch_size: int = 512
     target_width: int = 64
@@ -74,86 +72,6 @@ class Sizes:
 
 SMALL = Sizes(digits=2, examples=60_000, questions=20_000, batch_size=64, target_width=32, attacker_width=32)
 """For tests: seconds, and a much worse adder."""
-
-
-# ---- questions -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """Sequences read as questions; where `valid` is False the other fields mean nothing.
-
-    Args:
-        valid: one plus, between two numbers of 1 to `digits` digits, and an equals sign.
-        a: the first number.
-        b: the second.
-        plus: position of the plus.
-        end: position of the equals sign.
-        zeros: whether a number has leading zeros, which no training question has.
-    """
-
-    valid: Tensor
-    a: Tensor
-    b: Tensor
-    plus: Tensor
-    end: Tensor
-    zeros: Tensor
-
-
-def draw_questions(n: int, digits: int) -> Tensor:
-    """Questions (n, length) whose numbers have 1 to `digits` digits, each length as likely as another."""
-    sides = []
-    for _ in range(2):
-        size = torch.randint(1, digits + 1, (n, 1))
-        place = torch.arange(digits)
-        number = torch.randint(0, 10, (n, digits))
-        first = torch.where(size == 1, torch.randint(0, 10, (n, 1)), torch.randint(1, 10, (n, 1)))  # 0 itself is one
-        number[:, :1] = first
-        sides.append(torch.where(place < size, number, -1))
-    plus, end = torch.full((n, 1), PLUS), torch.full((n, 1), END)
-    return _close_gaps(torch.cat([sides[0], plus, sides[1], end], 1))
-
-
-def _close_gaps(x: Tensor) -> Tensor:
-    """Sequences without their entries of -1: what is left moves up, and the end fills the rest."""
-    order = (x < 0).long().argsort(dim=1, stable=True)
-    moved = x.gather(1, order)
-    return torch.where(moved < 0, END, moved)
-
-
-def parse(x: Tensor, digits: int) -> Parsed:
-    """Read sequences (n, length) as questions."""
-    place = torch.arange(x.shape[1])
-    ends = (x == END).any(1)
-    end = torch.where(ends, (x == END).long().argmax(1), x.shape[1])
-    inside = place < end[:, None]
-    pluses = (x == PLUS) & inside
-    plus = pluses.long().argmax(1)
-    size_a, size_b = plus, end - plus - 1
-    valid = ends & (pluses.sum(1) == 1)
-    for size in (size_a, size_b):
-        valid &= (size >= 1) & (size <= digits)
-    a, b = torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x), dtype=torch.long)
-    for at in range(x.shape[1]):
-        digit = x[:, at]
-        a = torch.where(valid & (at < plus), 10 * a + digit, a)
-        b = torch.where(valid & (at > plus) & (at < end), 10 * b + digit, b)
-    first_a, first_b = x[:, 0], x.gather(1, (plus + 1).clamp(max=x.shape[1] - 1)[:, None])[:, 0]
-    zeros = valid & (((first_a == 0) & (size_a > 1)) | ((first_b == 0) & (size_b > 1)))
-    return Parsed(valid, a, b, plus, end, zeros)
-
-
-def sums(a: Tensor, b: Tensor, digits: int) -> Tensor:
-    """The digits of a + b (n, digits + 2), units first, without leading zeros, then END."""
-    total = a + b
-    power = 10 ** torch.arange(digits + 2)
-    written = (total[:, None] // power) % 10
-    return torch.where((total[:, None] >= power) | (torch.arange(digits + 2) == 0), written, END)
-
-
-def text(x: Tensor) -> list[str]:
-    """Questions as people write them."""
-    return ["".join(SYMBOLS[token] for token in row).partition("=")[0] + "=" for row in x.tolist()]
 
 
 # ---- the target ----------------------------------------------------------------------------------
@@ -246,9 +164,8 @@ def _cosine(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_sche
     return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
 
-def _train(module: Any, n: int, digits: int, *, lr: float, batch_size: int, seed: int, name: str) -> None:
-    with fork_rng(seed):
-        x = draw_questions(n, digits)
+def _train(module: Any, x: Tensor, *, lr: float, batch_size: int, seed: int, name: str) -> None:
+    n = len(x)
     steps = math.ceil(n / batch_size)
     with pyro.get_param_store().scope():
         fit(
@@ -265,39 +182,37 @@ def target(sizes: Sizes) -> Adder:
     """The adder, trained or read from the cache."""
 
     def build() -> Adder:
-        with fork_rng(sizes.seed):
-            made = Adder(sizes.digits, sizes.target_width)
-            for table in (made.net.embed, made.values):
-                nn.init.normal_(table.weight, std=0.5)
+        made = Adder(sizes.digits, sizes.target_width)
+        for table in (made.net.embed, made.values):
+            nn.init.normal_(table.weight, std=0.5)
         return made
 
-    return _cached("target", sizes, build, lambda made: _train(
-        made, sizes.examples, sizes.digits, lr=2e-3, batch_size=sizes.batch_size, seed=sizes.seed, name="the adder"
-    ))  # fmt: skip
+    return _cached("target", sizes, build, sizes.examples, lr=2e-3, batch_size=sizes.batch_size)
 
 
 def attacker(sizes: Sizes) -> TokenTransformer:
     """The generator of questions, trained or read from the cache."""
 
     def build() -> TokenTransformer:
-        with fork_rng(sizes.seed + 1):
-            return TokenTransformer(len(SYMBOLS), sizes.length, width=sizes.attacker_width, layers=2, heads=4, end=END)
+        return TokenTransformer(len(SYMBOLS), sizes.length, width=sizes.attacker_width, layers=2, heads=4, end=END)
 
-    return _cached("attacker", sizes, build, lambda made: _train(
-        made, sizes.questions, sizes.digits, lr=3e-3, batch_size=sizes.batch_size // 2, seed=sizes.seed + 1, name="the attacker"
-    ))  # fmt: skip
+    return _cached("attacker", sizes, build, sizes.questions, lr=3e-3, batch_size=sizes.batch_size // 2)
 
 
-def _cached(name: str, sizes: Sizes, build: Callable[[], Any], train: Callable[[Any], None]) -> Any:
-    """A trained module: from the file of its sizes if there is one, else trained and written there."""
-    made = build()
+def _cached(name: str, sizes: Sizes, build: Callable[[], Any], n: int, *, lr: float, batch_size: int) -> Any:
+    """A trained module: from the file of its sizes if there is one, else trained on n questions and written there."""
+    seed = sizes.seed + (name == "attacker")
+    with fork_rng(seed):
+        made = build()
     key = json.dumps({"name": name, **vars(sizes), "torch": torch.__version__}, sort_keys=True)
     folder = Path(os.environ.get("BANEL_CACHE", "runs/cache"))
     file = folder / f"addition-{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt"
     if file.exists():
         made.load_state_dict(torch.load(plain_file(file), weights_only=True))
         return made.requires_grad_(False)
-    train(made)
+    with fork_rng(seed):
+        x = draw_questions(n, sizes.digits)
+    _train(made, x, lr=lr, batch_size=batch_size, seed=seed, name=f"training the {name}")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(file, lambda path: torch.save(made.state_dict(), path))
     return made
@@ -327,8 +242,5 @@ def attack_without_zeros() -> Task:
 def small_attack() -> Task:
     """Two digits and a few seconds, with exact success rates: all 12,100 valid questions are asked beforehand."""
     task = attack(SMALL)
-    numbers = [[[d] for d in range(10)], [[d, e] for d in range(10) for e in range(10)]]
-    numbers = [*([d] for d in range(10)), *([d, e] for d in range(10) for e in range(10))]
-    rows = [[*a, PLUS, *b] for a in numbers for b in numbers]
-    x = torch.tensor([row + [END] * (SMALL.length - len(row)) for row in rows])
+    x = every_question(SMALL.digits)
     return replace(task, success_rate=ListedSuccesses(x[task.reward(x)]))

@@ -12,12 +12,25 @@ Lee, Amos and Fanti (2025), arXiv 2510.09596, draw such an illustration; sizes a
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-from banel_pyro.negative import Generator, Region, Regions
+from banel_pyro.negative import (
+    Distillation,
+    Evidence,
+    Filter,
+    Generator,
+    LikelihoodRatio,
+    ListedSuccesses,
+    Region,
+    Regions,
+    Score,
+    Task,
+    Training,
+)
 
 WIDTH, NUM_BINS = 0.2, 31
 SUCCESSES = (5, 25)
@@ -90,6 +103,40 @@ class SmoothedHistogram(Bins):
         distance = position(torch.arange(NUM_BINS)) - position(failures).unsqueeze(-1)
         kernels = (-0.5 * (distance.to(torch.get_default_dtype()) / width).square()).log_softmax(-1)
         return cls(kernels.logsumexp(0) - math.log(len(failures)))
+
+
+@dataclass(frozen=True)
+class HistogramFilter(Filter):
+    """Likelihood ratios under a smoothed histogram of the round's failures: a filter of one's own, in closed form.
+
+    Args:
+        width: standard deviation of the kernel, in units of x.
+    """
+
+    width: float = WIDTH
+
+    def learn(self, evidence: Evidence, *, seed: int) -> Score:
+        """The score; nothing is drawn."""
+        return LikelihoodRatio(evidence.generator, SmoothedHistogram.fitted(evidence.failures, self.width))
+
+
+def task() -> Task:
+    """Six rounds of ten candidates, distilled."""
+    return Task(
+        name="bins",
+        generator=prior(),
+        reward=reward,
+        success_rate=ListedSuccesses(torch.tensor(SUCCESSES)),
+        show=lambda bins: [f"{x:.1f}" for x in position(bins).tolist()],
+        options={
+            "budget": 60,
+            "rounds": 6,
+            "filter": HistogramFilter(),
+            "factor": 2.0,
+            "known": "ask",
+            "distillation": Distillation(draws=2000, training=Training(epochs=10, batch_size=200, lr=0.1)),
+        },
+    )
 
 
 # ---- exact answers, by enumeration ---------------------------------------------------------------

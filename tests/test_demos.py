@@ -29,8 +29,13 @@ DEMOS: dict[str, list[str]] = {
     "gallery": ["--steps", "40", "--draws", "40"],
     "lambda_curve": ["--steps", "800", "--lams", "0.4"],
     "modes": ["--steps", "200", "--lams", "-1", "0.5", "--alphas", "0.5", "2", "--starts", "2"],
+    "negative_bins": ["--seeds", "6", "--candidates", "500"],
+    "negative_epochs": [
+        *("--task", "small_attack", "--epochs", "1", "4", "--seeds", "0", "1"),
+        *("--budget", "60", "--rounds", "2", "--draws", "300"),
+    ],
     "negative_oracle": ["--budget", "90", "--rounds", "3", "--workers", "1", "--draws", "1000"],
-    "negative_speed": ["--repeats", "2", "--sequences", "64"],
+    "negative_speed": ["--repeats", "2", "--sequences", "64", "--candidates", "512"],
     "own_pair": ["--epochs", "20", "--draws", "50"],
     "quickstart": ["--steps", "200", "--draws", "100"],
     "speed": ["--quick"],
@@ -53,6 +58,8 @@ PICTURES = {
     "gallery": {f"{name.removeprefix('plot_')}.png" for name in plots.__all__ if name.startswith("plot_")},
     "lambda_curve": {"lambda_curve.png"},
     "modes": {"modes.png"},
+    "negative_bins": {"negative_bins.png"},
+    "negative_epochs": {"negative_epochs.png"},
     "negative_oracle": {"negative_oracle.png"},
     "quickstart": {"quickstart.png"},
     "speed": {"speed.png"},
@@ -191,6 +198,17 @@ def no_narrow_guide_is_green(printed: str) -> None:
     assert "cover less than 90 %: none." in printed
 
 
+def one_success_is_lost(printed: str) -> None:
+    """The one at -2, from the first round on; the success rate rises and no gain passes its bound."""
+    table = pd.read_csv("runs/negative_bins/negative_bins.csv")
+    assert (table["reachable"] == 2).all()
+    assert table["success_rate"].is_monotonic_increasing
+    assert table["success_rate"].iloc[-1] > 0.5
+    assert (table["gain"] <= table["bound"] * (1 + 1e-6)).all()
+    assert "Lost for ever: -2." in printed
+    assert pd.read_csv("runs/negative_bins/survivors.csv")["size"].sum() == 6
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
     "bandit": policies_reach_the_optimum,
     "bare_svi": says_exact,
@@ -199,6 +217,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "frontier": narrows_along_the_frontier,
     "lambda_curve": points_lie_on_the_curve,
     "modes": modes_survive_where_they_should,
+    "negative_bins": one_success_is_lost,
     "negative_speed": the_cache_pays,
     "speed": numbers_are_complete,
     "tokens": bonus_cures_repetition,

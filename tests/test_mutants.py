@@ -2,9 +2,9 @@
 
 import pytest
 
-from tests import diagnostic_mutants, mutants, negative_mutants
+from tests import diagnostic_mutants, generator_mutants, mutants, negative_mutants
 
-MUTANTS = mutants.MUTANTS | diagnostic_mutants.MUTANTS | negative_mutants.MUTANTS
+MUTANTS = mutants.MUTANTS | diagnostic_mutants.MUTANTS | generator_mutants.MUTANTS | negative_mutants.MUTANTS
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -294,6 +294,7 @@ def test_the_success_rate_identity_at_every_round(data: Any, tmp_path: Path) -> 
 def test_zero_epochs_change_nothing(
     distillation: Distillation | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "banel_pyro")
     found = run(
         tmp_path / "run", filter=RatioFilter(Training(epochs=0)), distillation=distillation,
         success_rate=ListedSuccesses(WINS), held_out=HeldOut(patience=2),

@@ -3,6 +3,8 @@
 import os
 import shutil
 import sqlite3
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,7 @@ from banel_pyro.negative import BudgetError, Ledger, Oracle
 from banel_pyro.negative.ledger import Result
 from banel_pyro.negative.ledger_file import SCHEMA
 from banel_pyro.negative.packed import DTYPES, Packed, pack_rows
-from banel_pyro.negative.sessions import is_alive, this_process
+from banel_pyro.negative.sessions import _began, is_alive, this_process
 
 
 @pytest.fixture
@@ -235,6 +237,9 @@ def test_candidates_come_back_as_they_were(dtype: torch.dtype, ledger: Ledger) -
 def test_the_hash_is_of_type_shape_and_bytes() -> None:
     ones = [torch.ones(1, 4), torch.ones(1, 2, 2), torch.ones(1, 4, dtype=torch.float64), torch.zeros(1, 4)]
     assert len({pack_rows(x)[0].hash for x in ones}) == 4
+    zeros = [torch.zeros(1, 4, dtype=dtype) for dtype in (torch.float32, torch.int32)]
+    assert len({pack_rows(x)[0].data for x in zeros}) == 1
+    assert len({pack_rows(x)[0].hash for x in zeros}) == 2
     transposed = torch.arange(6.0).reshape(2, 3).T
     assert pack_rows(transposed)[1].hash == pack_rows(torch.tensor([[1.0, 4.0]]))[0].hash, "and not of the strides"
     assert pack_rows(torch.ones(2, 1, requires_grad=True))[0] == pack_rows(torch.ones(2, 1))[1]
@@ -277,6 +282,20 @@ def test_what_a_dead_process_had_in_flight_is_unknown(ledger: Ledger) -> None:
         ledger._connection.execute("UPDATE sessions SET host=?, process=?, began=? WHERE id=?", (*process, session))
         ledger.charge({position: items(9)[position]}, round=0, session=session)
     assert list(ledger.frame()["state"]) == ["unknown"] * 3 + ["in flight"]
+
+
+def test_a_process_that_nobody_waited_for_is_dead() -> None:
+    host, _, _ = this_process()
+    with subprocess.Popen(["sleep", "30"]) as process:
+        began = _began(process.pid)
+        assert is_alive(host, process.pid, began)
+        process.kill()
+        until = time.monotonic() + 20
+        while is_alive(host, process.pid, began) and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(process.pid, 0)  # its number is taken still
+        assert not is_alive(host, process.pid, began)
+        assert not is_alive(host, process.pid, _began(process.pid))
 
 
 def test_a_ledger_does_not_cross_a_fork(ledger: Ledger) -> None:

@@ -277,15 +277,17 @@ def test_ctrl_c_keeps_what_came(ledger: Ledger) -> None:
 
 def test_ctrl_c_among_threads(ledger: Ledger) -> None:
     """What has come back is kept, what runs is unknown, and what waited for a worker is known not to have begun."""
-    free = threading.Event()
+    free, second = threading.Event(), threading.Event()
 
     def slow(x: Tensor) -> Tensor:
         if x.item() > 0:
+            second.set()
             free.wait(20)
         return even(x)
 
     def stop(done: int) -> None:
         if done:
+            second.wait(20)
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(1) as threads:
@@ -296,6 +298,60 @@ def test_ctrl_c_among_threads(ledger: Ledger) -> None:
     with ThreadPoolExecutor(1) as threads:
         answers = Oracle(slow, executor=threads).ask(torch.arange(4), ledger, round=0)
     check(answers, [1, NAN, 1, 0])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_answer_is_on_the_disk_before_it_is_used(workers: int, ledger: Ledger) -> None:
+    seen = []
+
+    def look(x: Tensor) -> Tensor:
+        with Ledger.reopen(ledger.path) as other:
+            assert other.counts()["in_flight"] == len(x)
+        return even(x)
+
+    def used(done: int) -> None:
+        seen.append(done)
+        with Ledger.reopen(ledger.path) as other:
+            assert other.counts()["successes"] + other.counts()["failures"] == done
+
+    with ThreadPoolExecutor(1) as threads:
+        oracle = quick(look, executor=threads if workers else None, batch_size=2)
+        answers = oracle.ask(torch.arange(6), ledger, round=0, progress=used)
+    assert answers.errors == {}
+    assert seen == [0, 2, 4, 6]
+
+
+def test_ctrl_c_keeps_what_came_and_was_not_looked_at(ledger: Ledger) -> None:
+    told = threading.Event()
+
+    def second_waits(x: Tensor) -> Tensor:
+        if x.item():
+            told.wait(20)
+        return even(x)
+
+    def stop(done: int) -> None:
+        if done:
+            told.set()
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    with ThreadPoolExecutor(2) as threads, pytest.raises(KeyboardInterrupt):
+        Oracle(second_waits, executor=threads).ask(torch.arange(2), ledger, round=0, progress=stop)
+    assert list(ledger.frame()["state"]) == ["answered", "answered"]
+
+
+def test_retries_go_on_in_their_order(ledger: Ledger) -> None:
+    def stop(done: int) -> None:
+        if len(calls.batches) == 2:
+            raise KeyboardInterrupt
+
+    calls = Calls(dict.fromkeys(range(4), 2))
+    with pytest.raises(KeyboardInterrupt):
+        quick(calls, batch_size=4).ask(torch.arange(4), ledger, round=0, progress=stop)
+    quick(calls, batch_size=4).ask(torch.arange(4), ledger, round=0)
+    whole = Calls(dict.fromkeys(range(10, 14), 2))
+    quick(whole, batch_size=4).ask(torch.arange(10, 14), ledger, round=1)
+    assert [[value + 10 for value in batch] for batch in calls.batches] == whole.batches
 
 
 # Known candidates
@@ -469,6 +525,25 @@ def test_a_call_that_never_returns(idempotent: bool, ledger: Ledger) -> None:
         free.set()
     assert set(ledger.frame()["state"]) == {"answered", "lost"}, "what it says later is not used"
     check(Oracle(even).ask(torch.arange(4), ledger, round=0), [1, NAN, 1, 0])
+
+
+def test_no_call_is_wasted_on_workers_that_hang(ledger: Ledger) -> None:
+    free = threading.Event()
+
+    def hang(x: Tensor) -> Tensor:
+        if x.item() in (2, 3):
+            free.wait(20)
+        return even(x)
+
+    with ThreadPoolExecutor(2) as threads:
+        with pytest.raises(OracleError, match="every worker is busy with a call that timed out"):
+            quick(hang, executor=threads, timeout=0.2).ask(torch.arange(50), ledger, round=0)
+        free.set()
+    assert list(ledger.frame()["state"]) == ["answered", "answered", "lost", "lost"]
+    with ThreadPoolExecutor(2) as threads:
+        answers = quick(even, executor=threads).ask(torch.arange(50), ledger, round=0)
+    assert sorted(answers.errors) == [2, 3]
+    assert ledger.nre == 50
 
 
 def test_a_call_that_no_worker_takes_up(ledger: Ledger) -> None:

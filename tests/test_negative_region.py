@@ -35,8 +35,8 @@ def scores(score: Score, x: Tensor = X) -> Tensor:
     return evaluate(score, x)
 
 
-def quantile(values: Tensor, factor: float, sizes: Tensor | None = None) -> Any:
-    return quantile_cut(values, values.abs() if sizes is None else sizes, factor)
+def quantile(values: Tensor, factor: float, sizes: Tensor | None = None, ties: str = "accept") -> Any:
+    return quantile_cut(values, values.abs() if sizes is None else sizes, factor, ties)
 
 
 class Table(Score):
@@ -174,7 +174,7 @@ def law_strict() -> None:
 
 
 def test_a_failure_model_that_has_learnt_nothing_rejects_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "banel_pyro"):
+    with caplog.at_level(logging.INFO, "banel_pyro"):
         law_strict()
     assert "factor=16 rejects nothing: 100 % of 500 candidates share the lowest score" in caplog.text
 
@@ -208,16 +208,29 @@ def test_a_perfect_failure_model_separates() -> None:
 )
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_the_threshold_is_the_quantile_and_the_tie_at_it_is_accepted(whole: list[int], factor: float) -> None:
+    """The smallest set of whole ties that has 1/factor; or the largest that has no more, if there is one."""
     values = torch.tensor(whole, dtype=torch.float64)
-    cut = quantile(values, factor)
-    kept = values >= cut.log_tau
     n = len(values)
     needed = math.ceil(n / factor - 1e-6)
-    at = values.sort(descending=True).values[needed - 1]
-    assert kept.equal(values >= at), "the smallest set of whole ties that has 1/factor"
-    assert cut.acceptance == float(kept.double().mean())
-    assert cut.ties == float((values == at).double().mean())
-    assert cut.log_tau == -math.inf or cut.log_tau not in whole, "in a gap"
+    ordered = values.sort(descending=True).values
+    at, last_rejected = ordered[needed - 1], ordered[needed]
+    least, most = values >= at, values > last_rejected
+    for ties, right in (("accept", least), ("reject", most if most.any() else least)):
+        cut = quantile(values, factor, ties=ties)
+        assert (values >= cut.log_tau).equal(right)
+        assert cut.acceptance == float(right.double().mean())
+        assert cut.log_tau == -math.inf or cut.log_tau not in whole, "in a gap"
+    assert quantile(values, factor).ties == float((values == at).double().mean())
+
+
+def test_a_failure_that_is_most_of_the_draws_can_be_rejected() -> None:
+    values = torch.tensor([0.0] * 77 + [1.0] * 23)
+    assert quantile(values, 2).acceptance == 1
+    cut = quantile(values, 2, ties="reject")
+    assert (cut.acceptance, cut.log_tau, cut.ties) == (0.23, 0.5, 0.77)
+    assert quantile(torch.zeros(100), 2, ties="reject").acceptance == 1
+    with pytest.raises(ValueError, match="ties='drop'"):
+        Region.at_quantile(ratio(), X, 2, ties="drop")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("factor", "rejected"), [(2, 500), (16, 937), (1.032, 31), (4 / 3, 250), (1000, 999)])
@@ -232,17 +245,13 @@ def test_a_factor_of_9_on_9_candidates_is_not_put_off_by_rounding() -> None:
         assert quantile(torch.randn(n), n).acceptance == pytest.approx(1 / n)
 
 
-def law_nested() -> None:
+@pytest.mark.parametrize("ties", ["accept", "reject"])
+def test_a_larger_factor_is_nested_in_a_smaller_one(ties: Any) -> None:
     """On the same scores a larger factor accepts less, and only what a smaller one accepts."""
-    candidates = prior().sample(3000)
-    score = ratio()
-    kept = [~Region.at_quantile(score, candidates, f).rejects(X) for f in (1.032, 1.5, 2.0, 4.0, 16.0)]
+    candidates, score = prior().sample(3000), ratio()
+    kept = [~Region.at_quantile(score, candidates, f, ties=ties).rejects(X) for f in (1.032, 1.5, 2.0, 4.0, 16.0)]
     assert all(bool((larger <= smaller).all()) for smaller, larger in pairwise(kept))
     assert int(kept[-1].sum()) < int(kept[0].sum())
-
-
-def test_a_larger_factor_is_nested_in_a_smaller_one() -> None:
-    law_nested()
 
 
 @pytest.mark.parametrize("shift", [-1000.0, 3.0, 1e6])
@@ -323,8 +332,9 @@ def test_rounding_does_not_split_a_tie() -> None:
     mixed, sizes = torch.where(torch.rand(len(x)) < 0.5, alone, together), torch.full((len(x),), 8.0)
     split = 0
     for factor in torch.linspace(1.1, 8.0, 40).tolist():
-        log_tau = quantile(mixed, factor, sizes).log_tau
-        assert (alone < log_tau).equal(together < log_tau)
+        for ties in ("accept", "reject"):
+            log_tau = quantile(mixed, factor, sizes, ties).log_tau
+            assert (alone < log_tau).equal(together < log_tau)
         at = float(mixed.double().sort().values[1500 - math.ceil(1500 / factor)])
         split += int(((alone.double() < at) != (together.double() < at)).sum())
     assert split > 0, "a threshold at a score would split it"

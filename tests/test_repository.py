@@ -46,8 +46,13 @@ def word(name: str) -> re.Pattern[str]:
 
 
 def models() -> list[str]:
-    """The files of models/ that define pairs: all but the package itself and the data they share (data, *_data)."""
+    """The files of models/ but the package itself and the data they share (data, *_data)."""
     return [path.stem for path in sources("models") if path.stem != "__init__" and not path.stem.endswith("data")]
+
+
+def pairs() -> list[str]:
+    """Those that define pairs; others define generators and tasks."""
+    return [name for name in models() if "banel_pyro.Pair" in imports(ROOT / "models" / f"{name}.py")]
 
 
 def test_every_model_has_a_row_in_the_readme() -> None:
@@ -56,11 +61,18 @@ def test_every_model_has_a_row_in_the_readme() -> None:
     assert not missing, f"README.md has no table row that names models.NAME (or models/NAME.py) for {missing}"
 
 
-def test_every_model_is_in_the_cases() -> None:
+def test_every_pair_is_in_the_cases() -> None:
     text = (ROOT / "tests" / "cases.py").read_text(encoding="utf-8")
     named = imports(ROOT / "tests" / "cases.py")
-    missing = [n for n in models() if f"models.{n}" not in named and not word(f"models.{n}").search(text)]
+    missing = [n for n in pairs() if f"models.{n}" not in named and not word(f"models.{n}").search(text)]
+    assert pairs()
     assert not missing, f"tests/cases.py uses nothing of {missing} in models/"
+
+
+def test_every_other_model_has_a_test_of_its_own() -> None:
+    tested = {name for path in sources("tests") for name in imports(path)}
+    missing = [name for name in models() if f"models.{name}" not in tested]
+    assert not missing, f"no test imports {missing} of models/"
 
 
 FORMS = {"TraceObjective", "GraphObjective", "EnumObjective"}

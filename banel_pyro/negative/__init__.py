@@ -4,12 +4,14 @@ Lee, Amos and Fanti, "BaNEL: Exploration Posteriors for Generative Modeling Usin
 arXiv 2510.09596. It shares its name, and no mathematics, with :class:`banel_pyro.BaNEL_ELBO`.
 """
 
+from banel_pyro.negative.adapters import DistributionGenerator, SiteGenerator
 from banel_pyro.negative.distil import Distillation, Distilled, distil
 from banel_pyro.negative.filters import Evidence, Filter, RandomFilter, RatioFilter
 from banel_pyro.negative.generator import Generator, GeneratorDistribution, check_generator
 from banel_pyro.negative.learn import Learned, learn
 from banel_pyro.negative.ledger import BudgetError, Ledger
 from banel_pyro.negative.oracle import Answers, Oracle, OracleError
+from banel_pyro.negative.pairs import PairGenerator
 from banel_pyro.negative.posterior import AcceptanceError, ExplorationPosterior
 from banel_pyro.negative.region import Region, Regions
 from banel_pyro.negative.score import FailureLikelihood, LikelihoodRatio, RandomScore, Score
@@ -24,6 +26,7 @@ __all__ = [
     "BudgetError",
     "Distillation",
     "Distilled",
+    "DistributionGenerator",
     "DrawnSuccesses",
     "Evidence",
     "ExplorationPosterior",
@@ -38,12 +41,14 @@ __all__ = [
     "ListedSuccesses",
     "Oracle",
     "OracleError",
+    "PairGenerator",
     "RandomFilter",
     "RandomScore",
     "RatioFilter",
     "Region",
     "Regions",
     "Score",
+    "SiteGenerator",
     "SuccessRate",
     "SuccessRates",
     "Task",

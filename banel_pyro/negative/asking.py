@@ -11,33 +11,12 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from torch import Tensor
-
-from banel_pyro.negative.call import Inline, Reply, call, words
+from banel_pyro.negative.call import Inline, OracleError, Reply, Settings, call, words
 from banel_pyro.negative.ledger import Ledger, Result, refuse_other
 from banel_pyro.negative.ledger_records import Slot
 from banel_pyro.negative.packed import Packed
 
-__all__ = ["Asking", "OracleError", "Settings"]
-
-
-class OracleError(RuntimeError):
-    """The oracle cannot be asked any more. All answers that came are in the ledger; ask the same round again."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an oracle is asked; see :class:`~banel_pyro.negative.Oracle`."""
-
-    fn: Callable[[Tensor], Any]
-    executor: Executor | None
-    batch_size: int
-    retries: int
-    backoff: float
-    timeout: float | None
-    idempotent: bool
-    max_in_flight: int
-    give_up: int | None
+__all__ = ["Asking"]
 
 
 @dataclass
@@ -82,6 +61,7 @@ class Asking:
         self.tries: dict[int, int] = {}  # failed ones
         self.in_flight: dict[int, _Flight] = {}  # by the first of its attempts
         self.returned: SimpleQueue[int] = SimpleQueue()
+        self.stuck: list[Future[Reply]] = []  # given up, and still keeping a worker busy
         self.in_a_row = 0
         self.out_of_budget = False
         self.failure: OracleError | None = None
@@ -113,6 +93,7 @@ class Asking:
 
     def _plan(self) -> None:
         slots = self.ledger.slots(self.round, purpose=self.purpose)
+        now = time.monotonic()  # one for all: their retries go on in the order of their attempts
         for position, candidate in self.items.items():
             slot = slots.get(position, Slot(candidate.hash))
             refuse_other(self.round, position, slot.hash, candidate.hash)
@@ -122,7 +103,7 @@ class Asking:
             if tries:
                 self.tries[position] = tries
                 self.twins[candidate.hash] = []
-                self._try_again(position, slot.last)
+                self._try_again(position, slot.last, now)
             else:
                 self.queue.append(position)
         if self.known:
@@ -156,8 +137,13 @@ class Asking:
 
     # Out
 
+    def _room(self) -> int:
+        """How many more calls find a worker."""
+        self.stuck = [future for future in self.stuck if not future.done()]
+        return self.how.max_in_flight - len(self.in_flight) - len(self.stuck)
+
     def _send(self) -> None:
-        while len(self.in_flight) < self.how.max_in_flight and (batch := self._next()):
+        while self._room() > 0 and (batch := self._next()):
             asked = {position: self.items[position] for position in batch}
             sent, over = self.ledger.charge(
                 asked, round=self.round, session=self.session, purpose=self.purpose, known=self.known, partial=True
@@ -169,6 +155,8 @@ class Asking:
                 self._stop()
             for position in asked.keys() - sent.keys() - set(over):  # another process was faster
                 self._release(position)
+        if (self.queue or self.later) and not self.in_flight and self._room() <= 0:
+            self._fail("every worker is busy with a call that timed out: give the oracle a new executor")
 
     def _submit(self, attempts: dict[int, int]) -> None:
         rows = [self.items[position] for position in attempts]
@@ -189,7 +177,7 @@ class Asking:
     def _wait(self) -> list[_Flight]:
         """The calls that have come back, or have been out for too long: at least one, if no retry falls due first."""
         moments = [flight.deadline for flight in self.in_flight.values()]
-        if len(self.in_flight) < self.how.max_in_flight:
+        if self._room() > 0:
             moments += [due for due, *_ in self.later[:1]]
         until = min(moments, default=0.0)
         keys = []
@@ -212,6 +200,7 @@ class Asking:
             self.ledger.settle(result for _, found in results for result in found)
         for flight, found in results:
             del self.in_flight[min(flight.attempts.values())]
+            self.stuck.append(flight.future)
             for position, result in zip(flight.attempts, found, strict=True):
                 self._follow(position, result)
             self.in_a_row = 0 if any(result.state == "answered" for result in found) else self.in_a_row + 1
@@ -246,13 +235,13 @@ class Asking:
             self.tries[position] = self.tries.get(position, 0) + 1
             again = self.tries[position] <= self.how.retries and (result.state != "lost" or self.how.idempotent)
             if again and not self.out_of_budget and self.failure is None:
-                self._try_again(position, result.attempt)
+                self._try_again(position, result.attempt, time.monotonic())
                 return
         self._release(position)
 
-    def _try_again(self, position: int, attempt: int) -> None:
+    def _try_again(self, position: int, attempt: int, now: float) -> None:
         wait = self.how.backoff * 2.0 ** (self.tries[position] - 1)
-        heapq.heappush(self.later, (time.monotonic() + wait, attempt, position))
+        heapq.heappush(self.later, (now + wait, attempt, position))
 
     def _release(self, position: int) -> None:
         """A candidate is done with: those that waited for its answer have it, or are asked themselves."""

@@ -16,10 +16,29 @@ from torch import Tensor
 
 from banel_pyro.negative.packed import Packed, unpack
 
-__all__ = ["Inline", "Reply", "call", "words"]
+__all__ = ["Inline", "OracleError", "Reply", "Settings", "call", "words"]
 
 LONGEST = 2000
 """Letters of an error that are kept."""
+
+
+class OracleError(RuntimeError):
+    """The oracle cannot be asked any more. All answers that came are in the ledger; ask the same round again."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an oracle is asked; see :class:`~banel_pyro.negative.Oracle`."""
+
+    fn: Callable[[Tensor], Any]
+    executor: Executor | None
+    batch_size: int
+    retries: int
+    backoff: float
+    timeout: float | None
+    idempotent: bool
+    max_in_flight: int
+    give_up: int | None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from banel_pyro.checks import seed_number
 from banel_pyro.inference_data import ArviZ, from_draws
-from banel_pyro.negative.region import accepted_fraction
-from banel_pyro.negative.score import batches, scored
+from banel_pyro.negative.score import batches
+from banel_pyro.negative.threshold import fraction
 from banel_pyro.seeding import fork_rng
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def _of_draws(posterior: ExplorationPosterior, x: Tensor) -> tuple[Tensor, Tenso
     with torch.no_grad():
         for batch in batches(x, posterior.batch_size):
             log_prob.append(batch.log_prob(posterior.generator))
-            parts = [scored(region.score, batch)[0].double() for region in posterior.regions]
-            scores.append(torch.stack(parts, -1) if parts else torch.empty((len(batch.x), 0)))
+            scores.append(posterior.regions.scores_batch(batch))
     return torch.cat(log_prob), torch.cat(scores)
 
 
@@ -55,12 +54,13 @@ def _stats(log_prob: Tensor, scores: Tensor) -> dict[str, Named]:
 
 def _attributes(posterior: ExplorationPosterior, which: Tensor) -> dict[str, Any]:
     """What was drawn, and where it went."""
-    fraction = accepted_fraction(which < 0)
+    drawn, accepted = len(which), int((which < 0).sum())
+    acceptance = fraction(accepted, drawn)
     return {
-        "drawn": len(which),
-        "accepted": int((which < 0).sum()),
-        "acceptance": fraction.value,
-        "acceptance_stderr": fraction.stderr,
+        "drawn": drawn,
+        "accepted": accepted,
+        "acceptance": acceptance.value,
+        "acceptance_stderr": acceptance.stderr,
         "rejected": [int((which == place).sum()) for place in range(len(posterior.regions))],
         "log_tau": [str(region.log_tau) for region in posterior.regions],
         "scores": [region.score.kind or type(region.score).__name__ for region in posterior.regions],

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,6 +14,7 @@ from banel_pyro.checks import instance, integer, number
 from banel_pyro.negative.generator import Generator
 from banel_pyro.negative.score import FailureLikelihood, LikelihoodRatio, RandomScore, Score
 from banel_pyro.negative.training import Training
+from banel_pyro.training.callbacks import Event
 
 __all__ = ["Evidence", "Filter", "RandomFilter", "RatioFilter"]
 
@@ -52,6 +53,19 @@ class Filter(ABC):
             seed: of all that is drawn.
         """
 
+    def stages(self, evidence: Evidence, epochs: Collection[int], *, seed: int) -> dict[int, Score]:
+        """The scores after so many epochs of compute, its own number among them, the default of a choice, first.
+
+        Args:
+            evidence: what is known.
+            epochs: how many.
+            seed: of all that is drawn.
+
+        Raises:
+            TypeError: for a filter without epochs.
+        """
+        raise TypeError(f"{type(self).__name__} has no epochs to choose among. Write HeldOut() without epochs.")
+
     def parts(self) -> Mapping[str, Generator]:
         """Generators of its scores whose architecture is not the proposing one's, by the name of the part.
 
@@ -88,7 +102,7 @@ class RatioFilter(Filter):
 
     References:
         Lee, Amos and Fanti, arXiv 2510.09596, 2025. The start, the data and the epochs of the paper's own runs are not
-        known to us; the defaults here are what did best in ``python -m demos.negative_attack``.
+        known to us; what epochs do here, ``python -m demos.negative_epochs`` shows.
     """
 
     training: Training = field(default_factory=Training)
@@ -107,19 +121,32 @@ class RatioFilter(Filter):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {allowed[0]!r} or {allowed[1]!r}.")
 
-    def failure_model(self, evidence: Evidence, failures: Tensor, *, seed: int, **options: Any) -> Generator:
-        """The failure model trained on some failures; options are those of :class:`Training`'s call."""
-        model = self._start(evidence)
-        self.training(model, failures, seed=seed, **options)
-        return model.requires_grad_(False)
-
     def learn(self, evidence: Evidence, *, seed: int) -> Score:
         """The score under a failure model trained on the failures."""
-        failures = evidence.failures if self.data == "round" else torch.cat([evidence.earlier, evidence.failures])
-        return self.scored(evidence.generator, self.failure_model(evidence, failures, seed=seed))
+        model = self._start(evidence)
+        self.training(model, self._failures(evidence), seed=seed)
+        return self._scored(evidence.generator, model)
 
-    def scored(self, generator: Generator, failures: Generator) -> Score:
+    def stages(self, evidence: Evidence, epochs: Collection[int], *, seed: int) -> dict[int, Score]:
+        """The scores after so many epochs of one training, bit for bit those of :meth:`learn` with so many."""
+        model, wanted = self._start(evidence), {self.training.epochs, *epochs}
+        found: dict[int, Score] = {0: self._scored(evidence.generator, model.copy())} if 0 in wanted else {}
+
+        def keep(event: Event) -> None:
+            if round(event.epoch) in wanted:
+                found[round(event.epoch)] = self._scored(evidence.generator, model.copy())
+
+        keep.events = ("epoch",)  # type: ignore[attr-defined]
+        longest = replace(self.training, epochs=max(wanted))
+        longest(model, self._failures(evidence), seed=seed, callbacks=[keep])
+        return {self.training.epochs: found[self.training.epochs]} | found
+
+    def _failures(self, evidence: Evidence) -> Tensor:
+        return evidence.failures if self.data == "round" else torch.cat([evidence.earlier, evidence.failures])
+
+    def _scored(self, generator: Generator, failures: Generator) -> Score:
         """The score that two models make."""
+        failures.requires_grad_(False)
         if self.score == "failures":
             return FailureLikelihood(failures, kappa=self.kappa)
         return LikelihoodRatio(generator, failures, kappa=self.kappa)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor
@@ -99,6 +99,7 @@ def learn(
     rounds: int = 10,
     filter: Filter | None = RatioFilter(),  # noqa: B008  # frozen: safe to share
     factor: float = 4.0,
+    ties: Literal["accept", "reject"] = "accept",
     log_tau: float | None = None,
     distillation: Distillation | None = Distillation(),  # noqa: B008
     candidates: int = 4000,
@@ -134,6 +135,8 @@ def learn(
         filter: how a score is learnt: :class:`RatioFilter` is the paper's, :class:`RandomFilter` knows nothing, and
             None is random sampling.
         factor: the filter factor f, more than 1: 1 − 1/f of the proposals are rejected.
+        ties: what happens to candidates that share the score at the quantile, as in :meth:`Region.at_quantile`: where
+            a generator makes one failure in more than 1/f of its draws, only ``"reject"`` gets rid of it.
         log_tau: a fixed threshold in nats in place of a quantile. One that leaves nothing of a round's fresh draws
             is a ValueError in that round.
         distillation: how accepted draws are trained on; None keeps all regions, and rejects by their union, so that a
@@ -167,9 +170,9 @@ def learn(
         Lee, Amos and Fanti, arXiv 2510.09596, 2025.
     """
     plan = plan_of(
-        budget=budget, rounds=rounds, filter=filter, factor=factor, log_tau=log_tau, distillation=distillation,
-        candidates=candidates, max_draws=max_draws, known=known, use_successes=use_successes, held_out=held_out,
-        show=show, seed=0,
+        budget=budget, rounds=rounds, filter=filter, factor=factor, ties=ties, log_tau=log_tau,
+        distillation=distillation, candidates=candidates, max_draws=max_draws, known=known,
+        use_successes=use_successes, held_out=held_out, show=show, seed=0,
     )  # fmt: skip
     with kept_rng():
         check_generator(generator)

@@ -118,6 +118,8 @@ def open_file(path: Path) -> sqlite3.Connection:
 
     Raises:
         FileNotFoundError: if there is none.
+        OSError: if it cannot be read or written.
+        TimeoutError: if another process has been writing for :data:`WAIT` seconds.
         ValueError: if it is no ledger, of another version, or damaged; nothing in it is changed.
     """
     if _start(path, 16) != b"SQLite format 3\0":
@@ -137,6 +139,11 @@ def open_file(path: Path) -> sqlite3.Connection:
         found.execute("PRAGMA synchronous = FULL")
     except sqlite3.DatabaseError as error:
         found.close()
+        name = str(getattr(error, "sqlite_errorname", ""))
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise _locked(path) from error
+        if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_IOERR")):
+            raise OSError(f"'{path}' cannot be opened ({error}): file and folder have to be writable.") from error
         raise ValueError(f"'{path}' is damaged ({error}): {_REFUSED}") from error
     except BaseException:
         found.close()
@@ -155,9 +162,7 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
         connection.execute("BEGIN IMMEDIATE")
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
-            raise TimeoutError(
-                f"'{path}' has been locked for {WAIT:g} seconds: another process is writing to it, or is stopped."
-            ) from error
+            raise _locked(path) from error
         raise
     try:
         yield connection
@@ -166,6 +171,10 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[sqlite3.
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _locked(path: Path) -> TimeoutError:
+    return TimeoutError(f"'{path}' has been locked for {WAIT:g} seconds: another process writes to it, or is stopped.")
 
 
 def _start(file: Path, size: int) -> bytes:

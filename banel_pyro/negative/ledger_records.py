@@ -57,8 +57,8 @@ class LedgerRecords(LedgerBase):
         self._bury()
         found: dict[int, Slot] = {}
         for position, hash_, state, reward, charged, error, session, ended, last in self._read(
-            "SELECT a.position, a.hash, a.state, a.reward, a.charged, a.error, a.session, s.ended, a.id FROM attempts a "
-            "JOIN sessions s ON s.id = a.session WHERE a.purpose = ? AND a.round = ? ORDER BY a.id",
+            "SELECT a.position, a.hash, a.state, a.reward, a.charged, a.error, a.session, s.ended, a.id "
+            "FROM attempts a JOIN sessions s ON s.id = a.session WHERE a.purpose = ? AND a.round = ? ORDER BY a.id",
             purpose,
             round,
         ):

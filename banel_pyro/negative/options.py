@@ -49,8 +49,11 @@ def plan_of(**options: Any) -> Plan:
             )
     else:
         number("log_tau", options["log_tau"])
-    if options["known"] not in ("free", "ask"):
-        raise ValueError(f"known={options['known']!r}: expected 'free' or 'ask'.")
+        if options["held_out"] is not None and options["held_out"].chooses:
+            raise ValueError("log_tau and held_out both decide where to cut: leave one out, or HeldOut's choices.")
+    for name, allowed in (("known", ("free", "ask")), ("ties", ("accept", "reject"))):
+        if options[name] not in allowed:
+            raise ValueError(f"{name}={options[name]!r}: expected {allowed[0]!r} or {allowed[1]!r}.")
     return Plan(**options)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from banel_pyro.checks import instance, integer, number
-from banel_pyro.negative.asking import Asking, OracleError, Settings
+from banel_pyro.negative.asking import Asking
+from banel_pyro.negative.call import OracleError, Settings
 from banel_pyro.negative.ledger import Ledger
 from banel_pyro.negative.ledger_records import PURPOSES, Slot
 from banel_pyro.negative.packed import pack_rows
@@ -156,7 +157,7 @@ class Oracle:
             OracleError: if the executor broke, or ``give_up`` calls in a row failed.
         """
         instance("ledger", ledger, (Ledger,), "a Ledger, such as Ledger('ledger.db', task=..., budget=...)")
-        integer("round", round, 0)
+        integer("round", round, 0, 2**62)
         for name, value, allowed in (("known", known, ("free", "ask")), ("purpose", purpose, PURPOSES)):
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}: expected {allowed[0]!r} or {allowed[1]!r}.")

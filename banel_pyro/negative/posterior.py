@@ -14,6 +14,7 @@ from banel_pyro.checks import integer
 from banel_pyro.negative.generator import Generator, GeneratorDistribution, check_generator
 from banel_pyro.negative.region import Region, Regions
 from banel_pyro.negative.score import Batch, batches
+from banel_pyro.negative.threshold import fraction
 from banel_pyro.terms import Estimate
 
 if TYPE_CHECKING:
@@ -198,10 +199,7 @@ class ExplorationPosterior(GeneratorDistribution):
         Raises:
             ValueError: before the first draw.
         """
-        if not self.tally.drawn:
-            raise ValueError("nothing was drawn yet: expected draws to estimate P(accept) from. Call sample first.")
-        mean = self.tally.accepted / self.tally.drawn
-        return Estimate(mean, math.sqrt(mean * (1 - mean) / self.tally.drawn))
+        return fraction(self.tally.accepted, self.tally.drawn)
 
     def to_arviz(self, n: int, *, seed: int | None = None) -> ArviZ:
         r"""Draw into what ArviZ works on: what was accepted, and what was rejected by which region.

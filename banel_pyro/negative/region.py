@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from torch import Tensor
 from banel_pyro.checks import instance, number
 from banel_pyro.negative.generator import Generator
 from banel_pyro.negative.score import Batch, Score, batches, scored
-from banel_pyro.negative.threshold import Cut, filter_factor, quantile_cut
+from banel_pyro.negative.threshold import Cut, filter_factor, fraction, quantile_cut
 from banel_pyro.terms import Estimate
 
-__all__ = ["Region", "Regions", "accepted_fraction"]
+__all__ = ["Region", "Regions"]
 
 _log = logging.getLogger("banel_pyro")
 
@@ -50,32 +50,46 @@ class Region:
         self.log_tau = log_tau if log_tau == -math.inf else number("log_tau", log_tau)
 
     @classmethod
-    def at_quantile(cls, score: Score, candidates: Tensor, factor: float, *, batch_size: int = 1024) -> Region:
+    def at_quantile(
+        cls,
+        score: Score,
+        candidates: Tensor,
+        factor: float,
+        *,
+        ties: Literal["accept", "reject"] = "accept",
+        batch_size: int = 1024,
+    ) -> Region:
         r"""The region that rejects the fraction 1 − 1/f of the lowest scores.
 
-        Scores that are equal up to rounding are accepted or rejected together: those at the quantile are accepted, so
-        that the acceptance may be larger than 1/f. How large it is on the candidates stands in ``cut``.
+        Candidates whose scores are equal up to rounding are accepted or rejected together, so that the acceptance may
+        differ from 1/f. What it is on the candidates stands in ``cut``.
 
         Args:
             score: the score.
             candidates: fresh draws from the proposal, shape (n, \*event_shape): not those that the failure model was
                 trained on, which it knows too well.
-            factor: the filter factor f, more than 1: a draw that is accepted costs about f draws, and the success rate
-                grows by at most f.
+            factor: the filter factor f, more than 1: an accepted draw costs about f draws.
+            ties: what happens to the candidates that share the score at the quantile. ``"accept"``: at least 1/f is
+                accepted, and nothing is rejected where they have the lowest score. ``"reject"``: at most 1/f is
+                accepted, as a generator needs that makes one and the same failure in more than 1/f of its draws.
+                Nothing is rejected where all scores tie, either way.
             batch_size: candidates in memory at a time.
 
         Raises:
             TypeError, ValueError: for f of 1 or less, or too few candidates to reject one.
         """
         filter_factor(factor)
+        if ties not in ("accept", "reject"):
+            raise ValueError(f"ties={ties!r}: expected 'accept' or 'reject'. Write ties='accept', the careful one.")
         found = [scored(score, batch) for batch in batches(candidates, batch_size)]
-        cut = quantile_cut(torch.cat([part for part, _ in found]), torch.cat([part for _, part in found]), factor)
+        values, sizes = (torch.cat(parts) for parts in zip(*found, strict=True))
+        cut = quantile_cut(values, sizes, factor, ties)
         if cut.log_tau == -math.inf:
-            _log.warning(
+            _log.info(
                 "factor=%g rejects nothing: %.3g %% of %d candidates share the lowest score, up to rounding, and ties "
-                "are accepted together. Train the failure model longer, or take a larger factor.", cut.factor,
-                100 * cut.ties, cut.candidates,
-            )  # fmt: skip
+                "are accepted together. Train the failure model longer, take a larger factor, or ties='reject'.",
+                *(cut.factor, 100 * cut.ties, cut.candidates),
+            )
         return cls(score, cut.log_tau, cut=cut)
 
     def rejects(self, x: Tensor, *, batch_size: int = 1024) -> Tensor:
@@ -107,7 +121,8 @@ class Region:
         Raises:
             ValueError: without candidates.
         """
-        return accepted_fraction(~self.rejects(candidates, batch_size=batch_size))
+        rejected = self.rejects(candidates, batch_size=batch_size)
+        return fraction(int((~rejected).sum()), len(rejected))
 
     def check(self, candidates: Tensor, *, batch_size: int = 1024) -> Region:
         r"""This region, if it leaves something: a fixed threshold may lie above every score.
@@ -152,8 +167,8 @@ class Regions(Sequence[Region]):
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
         self._regions = tuple(regions)
-        for number_, region in enumerate(self._regions):
-            instance(f"regions[{number_}]", region, (Region,), "a Region")
+        for place, region in enumerate(self._regions):
+            instance(f"regions[{place}]", region, (Region,), "a Region")
 
     @classmethod
     def of(cls, regions: Regions | Region | Iterable[Region]) -> Regions:
@@ -206,12 +221,12 @@ class Regions(Sequence[Region]):
         Returns:
             Shape (n, number of regions).
         """
-        rows = [
-            torch.stack([scored(region.score, batch)[0].double() for region in self._regions], -1)
-            for batch in batches(x, batch_size)
-            if self._regions
-        ]
-        return torch.cat(rows) if rows else torch.empty((len(x), 0), dtype=torch.float64)
+        return torch.cat([self.scores_batch(batch) for batch in batches(x, batch_size)])
+
+    def scores_batch(self, batch: Batch) -> Tensor:
+        """As :meth:`scores`, with the log-densities that are known already."""
+        columns = [scored(region.score, batch)[0].double() for region in self._regions]
+        return torch.stack(columns, -1) if columns else torch.empty((len(batch.x), 0), dtype=torch.float64)
 
     def acceptance(self, candidates: Tensor, *, batch_size: int = 1024) -> Estimate:
         r"""The probability that a candidate is in none of the regions, with its binomial standard error.
@@ -223,7 +238,8 @@ class Regions(Sequence[Region]):
         Raises:
             ValueError: without candidates.
         """
-        return accepted_fraction(~self.rejects(candidates, batch_size=batch_size))
+        rejected = self.rejects(candidates, batch_size=batch_size)
+        return fraction(int((~rejected).sum()), len(rejected))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the regions to one file: numbers and tensors, no code.
@@ -241,10 +257,7 @@ class Regions(Sequence[Region]):
 
     @staticmethod
     def load(
-        path: str | PathLike[str],
-        generator: Generator | Mapping[str, Generator],
-        *,
-        scores: Iterable[type[Score]] = (),
+        path: str | PathLike[str], generator: Generator | Mapping[str, Generator], *, scores: Iterable[type[Score]] = ()
     ) -> Regions:
         """Read regions that :meth:`save` wrote. Generators that they shared are shared again.
 
@@ -285,15 +298,3 @@ class Regions(Sequence[Region]):
 
     def __repr__(self) -> str:
         return f"Regions({list(self._regions)!r})"
-
-
-def accepted_fraction(accepted: Tensor) -> Estimate:
-    """The mean of booleans with its binomial standard error.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    if not len(accepted):
-        raise ValueError("there are 0 candidates: expected one or more to estimate an acceptance from. Draw some.")
-    mean = float(accepted.double().mean())
-    return Estimate(mean, math.sqrt(mean * (1 - mean) / len(accepted)))

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from banel_pyro.checkpoint import write_checkpoint
 from banel_pyro.negative.distil import distil
-from banel_pyro.negative.filters import Evidence
+from banel_pyro.negative.filters import Evidence, Filter
 from banel_pyro.negative.ledger import Ledger
 from banel_pyro.negative.oracle import Oracle
 from banel_pyro.negative.posterior import ExplorationPosterior
 from banel_pyro.negative.region import Region
-from banel_pyro.negative.score import Score, evaluate
-from banel_pyro.negative.signal import held_out_signal
+from banel_pyro.negative.score import evaluate
+from banel_pyro.negative.signal import chosen_region, held_out_signal
 from banel_pyro.negative.state import FORMAT, STEPS, Plan, State
 from banel_pyro.negative.success import SuccessRate, SuccessRates
 from banel_pyro.seeding import fork_rng
@@ -135,13 +135,12 @@ class Rounds:
             state.generator, shuffled[held_out:], state.failures, state.successes,
             None if state.last is None else state.last.score,
         )  # fmt: skip
-        score = plan.filter.learn(evidence, seed=self._seed(100))
         fresh = self.posterior().sample((plan.candidates,))
-        region = self._region(score, fresh)
+        region = self._region(plan.filter, evidence, shuffled[:held_out], fresh)
         acceptance = region.acceptance(fresh).value
         state.row |= {"log_tau": region.log_tau, "acceptance": acceptance, "bound": 1 / acceptance}
         if plan.show is not None:
-            order = evaluate(score, fresh).argsort()
+            order = evaluate(region.score, fresh).argsort()
             state.row |= {"most_like_failures": list(plan.show(fresh[order[:EXAMPLES]])),
                           "least_like_failures": list(plan.show(fresh[order[-EXAMPLES:]]))}  # fmt: skip
         if held_out:
@@ -153,10 +152,20 @@ class Rounds:
         if region.log_tau > -math.inf:
             state.regions = state.regions | region
 
-    def _region(self, score: Score, fresh: Tensor) -> Region:
-        if self.plan.log_tau is not None:
-            return Region(score, self.plan.log_tau).check(fresh)
-        return Region.at_quantile(score, fresh, self.plan.factor or 2.0)
+    def _region(self, filter: Filter, evidence: Evidence, held_out: Tensor, fresh: Tensor) -> Region:
+        plan, seed = self.plan, self._seed(100)
+        if plan.held_out is None or not plan.held_out.chooses or not len(held_out):
+            score = filter.learn(evidence, seed=seed)
+            if plan.log_tau is not None:
+                return Region(score, plan.log_tau).check(fresh)
+            return Region.at_quantile(score, fresh, plan.factor, ties=plan.ties)
+        scores = filter.stages(evidence, plan.held_out.epochs, seed=seed)
+        region, told = chosen_region(
+            scores, (plan.factor, *plan.held_out.factors), default=(next(iter(scores)), plan.factor),
+            held_out=held_out, fresh=fresh, ties=plan.ties,
+        )  # fmt: skip
+        self.state.row |= told
+        return region
 
     def _distil(self) -> None:
         state, plan = self.state, self.plan

@@ -17,6 +17,9 @@ def this_process() -> tuple[str, int, str]:
     return socket.gethostname(), os.getpid(), _began(os.getpid())
 
 
+_DEAD = "dead"
+
+
 def is_alive(host: str, number: int, began: str) -> bool:
     """Whether the process of a session lives.
 
@@ -33,11 +36,11 @@ def is_alive(host: str, number: int, began: str) -> bool:
         return number == os.getpid() or _began(number) == began != ""
     try:
         os.kill(number, 0)
-    except (ProcessLookupError, OverflowError):
+    except (ProcessLookupError, OverflowError):  # the number may be anything that a file says
         return False
     except PermissionError:  # of another user
         pass
-    return _began(number) == began
+    return _began(number) == began != _DEAD
 
 
 def _began(number: int) -> str:
@@ -47,4 +50,4 @@ def _began(number: int) -> str:
         fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "dead" if fields[0] in "ZX" else f"{boot} {fields[19]}"
+    return _DEAD if fields[0] in "ZX" else f"{boot} {fields[19]}"

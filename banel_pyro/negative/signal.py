@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from banel_pyro.checks import integer, probability
 from banel_pyro.negative.region import Region
+from banel_pyro.negative.score import Score
+from banel_pyro.negative.threshold import filter_factor
 
-__all__ = ["HeldOut", "held_out_signal"]
+__all__ = ["HeldOut", "chosen_region", "held_out_signal"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,33 @@ class HeldOut:
         fraction: of the failures of a round.
         patience: stop after so many rounds in a row whose signal is within or below two standard errors; None
             never stops.
+        epochs: of the failure model, to choose among in every round by the signal. One training passes through all of
+            them.
+        factors: filter factors f, to choose among with them. Where no signal is above two standard errors, the epochs
+            of the filter and the factor of the run are taken.
+
+    Raises:
+        TypeError, ValueError: for options out of range.
     """
 
     fraction: float = 0.2
     patience: int | None = None
+    epochs: tuple[int, ...] = ()
+    factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         probability("fraction", self.fraction)
         if self.patience is not None:
             integer("patience", self.patience)
+        for count in self.epochs:
+            integer("epochs", count, 0)
+        for factor in self.factors:
+            filter_factor(factor)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is anything to choose among."""
+        return bool(self.epochs or self.factors)
 
     def count(self, failures: int) -> int:
         """How many of so many failures are held out: at least one is left to train on."""
@@ -65,3 +86,32 @@ def held_out_signal(region: Region, *, trained: Tensor, held_out: Tensor, fresh:
     variance = sum(rates[n] * (1 - rates[n]) / len(x) for n, x in (("held_out", held_out), ("fresh", fresh)))
     signal = {"signal": rates["held_out"] - rates["fresh"], "signal_stderr": math.sqrt(variance)}
     return {f"rejected_{name}": value for name, value in rates.items()} | signal
+
+
+def chosen_region(
+    scores: Mapping[int, Score], factors: Sequence[float], *, default: tuple[int, float], held_out: Tensor,
+    fresh: Tensor, ties: Literal["accept", "reject"] = "accept",
+) -> tuple[Region, dict[str, Any]]:  # fmt: skip
+    r"""The region with the largest signal, or the default one if no signal is above two standard errors.
+
+    Args:
+        scores: by epochs of the failure model.
+        factors: filter factors.
+        default: the epochs and the factor that are taken without a signal.
+        held_out: failures that the scores were not trained on, shape (n, \*event_shape).
+        fresh: draws that were not asked; they place the quantiles.
+        ties: as in :meth:`Region.at_quantile`.
+
+    Returns:
+        The region, with ``chosen_epochs``, ``chosen_factor`` and ``signals``: rows of epochs, factor, signal and error.
+    """
+    found: dict[tuple[int, float], Region] = {}
+    rows = []
+    for epochs, score in scores.items():
+        for factor in factors:
+            region = found[epochs, factor] = Region.at_quantile(score, fresh, factor, ties=ties)
+            told = held_out_signal(region, trained=held_out, held_out=held_out, fresh=fresh)
+            rows.append((epochs, factor, told["signal"], told["signal_stderr"]))
+    best = max(rows, key=lambda row: row[2])
+    choice = (best[0], best[1]) if best[2] > 2 * best[3] else default
+    return found[choice], {"chosen_epochs": choice[0], "chosen_factor": choice[1], "signals": [list(r) for r in rows]}

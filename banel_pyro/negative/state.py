@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -39,7 +39,8 @@ class Plan:
     budget: int
     rounds: int
     filter: Filter | None
-    factor: float | None
+    factor: float
+    ties: Literal["accept", "reject"]
     log_tau: float | None
     distillation: Distillation | None
     candidates: int

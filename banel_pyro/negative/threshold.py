@@ -1,4 +1,4 @@
-"""Where a score is cut: a quantile of the candidates' scores, put where rounding cannot move a candidate across."""
+"""Where a score is cut: a quantile of the candidates' scores, put where rounding moves no candidate across."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from banel_pyro.checks import number
+from banel_pyro.terms import Estimate
 
-__all__ = ["Cut", "filter_factor", "quantile_cut"]
+__all__ = ["Cut", "filter_factor", "fraction", "quantile_cut"]
 
 ULPS = 100
 """Units in the last place by which two evaluations of one candidate may differ.
@@ -55,19 +56,20 @@ def filter_factor(factor: Any) -> float:
     return float(factor)
 
 
-def quantile_cut(scores: Tensor, sizes: Tensor, factor: float) -> Cut:
+def quantile_cut(scores: Tensor, sizes: Tensor, factor: float, ties: str = "accept") -> Cut:
     r"""The threshold below which the fraction 1 − 1/f of the scores lies.
 
-    The candidates whose score is that at the quantile, up to rounding, are one group and accepted together. The
-    threshold lies in the middle of the widest gap up to a rounding error below the quantile, so that scores may differ
-    in the last bits when they are evaluated again. Where the group reaches down to the lowest score, nothing is
-    rejected.
+    Candidates whose scores are equal up to rounding are one group, of which the threshold never takes a part: it lies
+    in the middle of the widest gap up to a rounding error beside the quantile, so that scores may differ in the last
+    bits when they are evaluated again.
 
     Args:
         scores: of the candidates in nats, shape (n,), without NaN.
         sizes: of the largest finite term of each score in nats, shape (n,): its rounding error is relative to that,
             and not to the score, in which large terms may cancel.
         factor: the filter factor f, more than 1.
+        ties: ``"accept"`` the group at the quantile, so that at least 1/f is accepted, and nothing rejected where the
+            group has the lowest score; or ``"reject"`` it, unless nothing has a higher one.
 
     Raises:
         ValueError: for f of 1 or less, or fewer than f / (f − 1) candidates, of which none would be rejected.
@@ -81,15 +83,23 @@ def quantile_cut(scores: Tensor, sizes: Tensor, factor: float) -> Cut:
         )
     error = _rounding(scores, sizes)
     ordered = scores.double().sort().values
-    at = float(ordered[rejected])
-    below = int((ordered < at - error).sum())
-    ties = (n - below - int((ordered > at + error).sum())) / n
-    if below == 0:
-        return Cut(-math.inf, f, n, 1.0, ties)
-    gaps = ordered[below - 1 : rejected + 1].diff().nan_to_num(nan=0.0, posinf=math.inf)  # between infinities is none
-    lowest = below + int(gaps.argmax())
-    log_tau = _between(float(ordered[lowest - 1]), float(ordered[lowest]), error)
-    return Cut(log_tau, f, n, (n - lowest) / n, ties)
+    if ties == "reject" and ordered[rejected - 1] + error < ordered[-1]:
+        at = float(ordered[rejected - 1])
+        lowest = _first_above_gap(ordered, rejected - 1, int((ordered <= at + error).sum()))
+    else:
+        at = float(ordered[rejected])
+        lowest = _first_above_gap(ordered, int((ordered < at - error).sum()) - 1, rejected)
+    tied = int(((ordered >= at - error) & (ordered <= at + error)).sum()) / n
+    log_tau = -math.inf if lowest == 0 else _between(float(ordered[lowest - 1]), float(ordered[lowest]), error)
+    return Cut(log_tau, f, n, (n - lowest) / n, tied)
+
+
+def _first_above_gap(ordered: Tensor, first: int, last: int) -> int:
+    """The place above the widest gap between two places; 0 where the first lies before the lowest score."""
+    if first < 0:
+        return 0
+    gaps = ordered[first : last + 1].diff().nan_to_num(nan=0.0, posinf=math.inf)  # between infinities is none
+    return first + 1 + int(gaps.argmax())
 
 
 def _rounding(scores: Tensor, sizes: Tensor) -> float:
@@ -103,3 +113,19 @@ def _between(below: float, above: float, error: float) -> float:
     if math.isinf(above):  # nothing finite is as unlike the failures as what the failure model cannot make
         return below + error if math.isfinite(below) else 0.0
     return (below + above) / 2 if math.isfinite(below) else above - error
+
+
+def fraction(accepted: int, drawn: int) -> Estimate:
+    """A probability from counts, with its binomial standard error.
+
+    Args:
+        accepted: how often it came true.
+        drawn: of how many times.
+
+    Raises:
+        ValueError: of none.
+    """
+    if not drawn:
+        raise ValueError("an acceptance of 0 candidates: expected one or more to estimate it from. Draw some first.")
+    mean = accepted / drawn
+    return Estimate(mean, math.sqrt(mean * (1 - mean) / drawn))

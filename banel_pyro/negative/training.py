@@ -35,7 +35,7 @@ class Training:
         >>> from banel_pyro.negative import DistributionGenerator
         >>> coin = DistributionGenerator(torch.distributions.Bernoulli, probs=torch.tensor(0.5))
         >>> history = Training(epochs=200, lr=0.05)(coin, torch.tensor([1.0, 1.0, 1.0, 0.0]), seed=0)
-        >>> round(float(coin.log_prob(torch.ones(1)).exp()), 2)
+        >>> round(coin.log_prob(torch.ones(1)).exp().item(), 2)
         0.75
     """
 
