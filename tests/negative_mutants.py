@@ -8,11 +8,16 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from banel_pyro.negative import LikelihoodRatio, Region, Regions, threshold
+from banel_pyro.negative import LikelihoodRatio, Region, Regions, SuccessRate, success, threshold
 from banel_pyro.negative.posterior import ExplorationPosterior, Tally
 from banel_pyro.negative.score import Batch, scored
+<<<<<<< HEAD
 from banel_pyro.report import log_ratio
 from tests import test_negative_posterior, test_negative_region, test_negative_report
+=======
+from banel_pyro.terms import Estimate
+from tests import test_negative_distil, test_negative_posterior, test_negative_region, test_negative_success
+>>>>>>> learn
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -66,6 +71,7 @@ def batches_of_one_kind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExplorationPosterior, "_draw", draw)
 
 
+<<<<<<< HEAD
 def one_sided(patch: pytest.MonkeyPatch) -> None:
     """The p-value of the signed ranks is that of one side."""
     original = log_ratio._signed_ranks
@@ -77,6 +83,27 @@ def not_exact(patch: pytest.MonkeyPatch) -> None:
     kind = type(binomtest(1, 2))
     original = kind.proportion_ci
     patch.setattr(kind, "proportion_ci", lambda self, level, method: original(self, level, "wilson"))
+=======
+def posterior_unnormalised(patch: pytest.MonkeyPatch) -> None:
+    """The divergence is from the base's density, as if all draws were accepted."""
+    patch.setattr(ExplorationPosterior, "acceptance", property(lambda self: Estimate(1.0, 0.0)))
+
+
+def tail_of_the_other_end(patch: pytest.MonkeyPatch) -> None:
+    """The ends of the interval have the whole error each."""
+    original = success.clopper_pearson
+    patch.setattr(
+        success, "clopper_pearson", lambda count, draws, confidence: original(count, draws, 2 * confidence - 1)
+    )
+    patch.setattr(test_negative_success, "clopper_pearson", success.clopper_pearson)
+
+
+def lost_successes_counted(patch: pytest.MonkeyPatch) -> None:
+    """P(accept | success) is the share of the successes, whatever their weight."""
+    patch.setattr(
+        SuccessRate, "accepted_by", lambda self, region: float((~region.rejects(self.successes)).double().mean())
+    )
+>>>>>>> learn
 
 
 MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
@@ -95,6 +122,15 @@ MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
         rejected_draws_not_counted,
         test_negative_posterior.law_acceptance_is_counted,
     ),
+    "negative: posterior unnormalised": (
+        posterior_unnormalised,
+        test_negative_distil.test_enough_draws_and_epochs_make_it_the_posterior,
+    ),
+    "negative: tail of the other end": (
+        tail_of_the_other_end,
+        partial(test_negative_success.test_clopper_and_pearson_against_quantiles, 7, 0.95),
+    ),
+    "negative: successes without weight": (lost_successes_counted, test_negative_success.test_accepted_given_success),
     "negative: rejected draws kept": (batches_of_one_kind, test_negative_posterior.law_sampler),
     "negative: one-sided test": (one_sided, test_negative_report.test_the_paired_test_is_students_and_wilcoxons),
     "negative: interval not exact": (

@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,11 @@ from torch import Tensor
 from banel_pyro.checkpoint import BEFORE, NEWEST
 from banel_pyro.negative import (
     AcceptanceError,
+    Answers,
     Distillation,
     DrawnSuccesses,
+    Evidence,
+    Filter,
     HeldOut,
     Learned,
     Ledger,
@@ -29,13 +33,14 @@ from banel_pyro.negative import (
     OracleError,
     RandomFilter,
     RatioFilter,
+    Score,
     Training,
 )
 from banel_pyro.negative import rounds as rounds_module
 from banel_pyro.seeding import rng_state
 from banel_pyro.training.progress import Progress
 from tests.learn_script import BUDGET, KILLS, Bell
-from tests.negative_cases import QUICK, VALUES, WINS, Table, accepted, reward, run
+from tests.negative_cases import QUICK, VALUES, WINS, Coarse, Table, accepted, reward, run
 from tests.test_resume import ROOT
 
 QUIET = {"rounds": 1, "budget": 40}
@@ -123,6 +128,62 @@ def test_a_run_that_crashes_at_every_checkpoint_ends_as_the_uninterrupted_one(
     check_same(whole, crashed)
     assert asked["crashed"] == asked["whole"], "nothing is asked twice"
     check_same(whole, Learned.load(tmp_path / "crashed", Table()))
+
+
+# What a checkpoint is read back with
+
+
+class Far(Score):
+    """Numbers that are near to a failure score low."""
+
+    kind = "far"
+
+    def __init__(self, power: float, seen: Tensor | None = None) -> None:
+        super().__init__()
+        self.power = power
+        self.register_buffer("seen", torch.zeros(40) if seen is None else seen)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.seen[x].log1p() * self.power
+
+    def config(self) -> dict[str, Any]:
+        return {"power": self.power}
+
+
+@dataclass(frozen=True)
+class Counts(Filter):
+    """A filter of one's own: counts of failures."""
+
+    power: float = 2.0
+    scores = (Far,)
+
+    def learn(self, evidence: Evidence, *, seed: int) -> Score:
+        return Far(self.power, torch.bincount(evidence.failures, minlength=40).float())
+
+
+@pytest.mark.parametrize("filter", [RatioFilter(QUICK, start=Coarse), Counts()], ids=["another model", "another score"])
+@pytest.mark.parametrize("distillation", [None, Distillation(draws=200, training=QUICK)], ids=["union", "distilled"])
+def test_a_filter_says_what_its_scores_are_made_of(
+    filter: Filter, distillation: Distillation | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"filter": filter, "distillation": distillation, "budget": 60, "rounds": 2, "factor": 1.5}
+    whole = run(tmp_path / "whole", **options)
+    ask, asked = Oracle.ask, 0
+
+    def crashing(*args: Any, **given: Any) -> Answers:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise Crash
+        return ask(*args, **given)
+
+    monkeypatch.setattr(Oracle, "ask", crashing)
+    with pytest.raises(Crash):
+        run(tmp_path / "crashed", **options)
+    check_same(whole, run(tmp_path / "crashed", resume=True, **options))
+    check_same(whole, Learned.load(tmp_path / "whole", Table(), filter=filter))
+    with pytest.raises(ValueError, match=r"does not fit|is of a score 'far'"):
+        Learned.load(tmp_path / "whole", Table())
 
 
 # SIGKILL
@@ -215,6 +276,7 @@ def test_the_success_rate_identity_at_every_round(data: Any, tmp_path: Path) -> 
         assert row["accept_given_success"] == pytest.approx(given, rel=1e-12)
         stderr = (accept * (1 - accept) / 500) ** 0.5
         assert abs(row["acceptance"] - accept) < 4 * stderr
+        assert row["filter_gain"] == pytest.approx(given / row["acceptance"], rel=1e-12)
         assert row["filter_gain"] <= row["bound"] == 1 / row["acceptance"]
         expected *= given / accept
         total = float(base[after].sum())
@@ -343,6 +405,35 @@ def test_candidates_without_an_answer_teach_nothing(tmp_path: Path, caplog: pyte
     total = found.rounds[["successes", "failures", "unanswered"]].sum(axis=1)
     assert total.equals(found.rounds["proposed"])
     assert "have no answer" in caplog.text
+
+
+@dataclass(frozen=True)
+class Watched(RatioFilter):
+    """The paper's, with a record of what it was given."""
+
+    seen: ClassVar[list[tuple[Evidence, Score]]] = []
+
+    def learn(self, evidence: Evidence, *, seed: int) -> Score:
+        self.seen.append((evidence, super().learn(evidence, seed=seed)))
+        return self.seen[-1][1]
+
+
+def test_what_a_filter_is_given(tmp_path: Path) -> None:
+    """Failures of the round and of those before, none of them held out; all successes; and the score before."""
+    Watched.seen.clear()
+    found = run(tmp_path / "run", filter=Watched(QUICK), generator=Table(torch.zeros(40)), held_out=HeldOut(0.25))
+    with Ledger.reopen(tmp_path / "run" / "ledger.db") as ledger:
+        failed, won = ([ledger.candidates(round=i, reward=reward) for i in range(3)] for reward in (0, 1))
+    assert len(torch.cat(won)) > 0
+    for i, (evidence, _) in enumerate(Watched.seen):
+        kept, held_out = Counter(evidence.failures.tolist()), Counter(failed[i].tolist())
+        assert kept <= held_out
+        assert kept.total() == len(failed[i]) - round(0.25 * len(failed[i]))
+        assert torch.equal(evidence.earlier, torch.cat([evidence.failures[:0], *failed[:i]]))
+        assert torch.equal(evidence.successes, torch.cat(won[: i + 1]))
+        assert evidence.previous is (None if i == 0 else Watched.seen[i - 1][1])
+    assert torch.equal(Watched.seen[0][0].generator.logits, torch.zeros(40))
+    assert found.rounds["rejected_trained"].between(0, 1).all()
 
 
 @pytest.mark.parametrize("use", [False, True])
@@ -596,4 +687,5 @@ def test_the_bar_shows_what_was_spent(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = [(done, text) for done, text in told if text.startswith("round")]  # those of training are others
     assert shown[-1][0] == 120
     assert [done for done, _ in shown] == sorted(done for done, _ in shown)
+    assert shown[-1][1].startswith("round 3  accept ")
     assert f"gain ≤ {found.rounds['bound'].prod():.3g}" in shown[-1][1]

@@ -204,7 +204,7 @@ def _told(state: State) -> str:
     filtered = [row["acceptance"] for row in [*state.rows, state.row] if "acceptance" in row]
     bound = 1 / math.prod(filtered)
     accept = f"  accept {filtered[-1]:.2f}" if filtered else ""
-    return f"round {state.round + 1}{accept}  successes {len(state.successes)}  gain ≤ {bound:.3g}"
+    return f"round {len(state.rows) + bool(state.row)}{accept}  successes {len(state.successes)}  gain ≤ {bound:.3g}"
 
 
 def _learned(state: State, config: dict[str, Any], folder: Path) -> Learned:
