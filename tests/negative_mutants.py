@@ -11,13 +11,15 @@ from torch import Tensor
 from banel_pyro.negative import LikelihoodRatio, Region, Regions, SuccessRate, success, threshold
 from banel_pyro.negative.posterior import ExplorationPosterior, Tally
 from banel_pyro.negative.score import Batch, scored
-<<<<<<< HEAD
 from banel_pyro.report import log_ratio
-from tests import test_negative_posterior, test_negative_region, test_negative_report
-=======
 from banel_pyro.terms import Estimate
-from tests import test_negative_distil, test_negative_posterior, test_negative_region, test_negative_success
->>>>>>> learn
+from tests import (
+    test_negative_distil,
+    test_negative_posterior,
+    test_negative_region,
+    test_negative_report,
+    test_negative_success,
+)
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
@@ -71,7 +73,6 @@ def batches_of_one_kind(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ExplorationPosterior, "_draw", draw)
 
 
-<<<<<<< HEAD
 def one_sided(patch: pytest.MonkeyPatch) -> None:
     """The p-value of the signed ranks is that of one side."""
     original = log_ratio._signed_ranks
@@ -83,7 +84,8 @@ def not_exact(patch: pytest.MonkeyPatch) -> None:
     kind = type(binomtest(1, 2))
     original = kind.proportion_ci
     patch.setattr(kind, "proportion_ci", lambda self, level, method: original(self, level, "wilson"))
-=======
+
+
 def posterior_unnormalised(patch: pytest.MonkeyPatch) -> None:
     """The divergence is from the base's density, as if all draws were accepted."""
     patch.setattr(ExplorationPosterior, "acceptance", property(lambda self: Estimate(1.0, 0.0)))
@@ -103,7 +105,6 @@ def lost_successes_counted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         SuccessRate, "accepted_by", lambda self, region: float((~region.rejects(self.successes)).double().mean())
     )
->>>>>>> learn
 
 
 MUTANTS: dict[str, tuple[Patch, Callable[[], None]]] = {
