@@ -60,10 +60,14 @@ def run(task: Task, epochs: int, seed: int, args: argparse.Namespace) -> pd.Data
 
 # Step 2: a row for each run.
 def summary(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Gain, signal and memory of each run; the signal is a mean over rounds, with its binomial error."""
+    """Gain, signal and memory of each run; the signal is a mean over rounds, with its binomial error.
+
+    All runs start from the same generator: gains are over the mean of what was measured of it.
+    """
     rows = []
+    base = rounds.groupby("seed")["base"].first().mean()
     for (epochs, seed), part in rounds.groupby(["epochs", "seed"]):
-        base, last = part["base"].iloc[0], part["success_rate"].iloc[-1]
+        last = part["success_rate"].iloc[-1]
         error = np.sqrt((part["signal_stderr"] ** 2).sum()) / len(part)
         heart = (part["rejected_trained"] - part["rejected_held_out"]).mean()
         rows.append((epochs, seed, base, last, last / base, part["signal"].mean(), error, heart))
