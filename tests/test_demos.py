@@ -182,7 +182,7 @@ def the_cache_pays(printed: str) -> None:
     found = json.loads(Path("runs/negative_speed/speed.json").read_text())
     assert list(found["cache"]) == ["8", "32"]
     assert min(found["cache"]["32"]["ratio"]) > 1
-    assert [bar["limit"] for bar in found["bars"]] == [5.0]
+    assert [bar["limit"] for bar in found["bars"]] == [5.0, 1.0]
     assert "uncached ÷ cached" in printed
 
 

@@ -161,7 +161,7 @@ class PairGenerator(Generator):
         return torch.as_tensor(iwae_per_datum(self.log_weights(x)), dtype=_floating(x))
 
     def log_prob_error(self, x: Tensor) -> Tensor:
-        r"""Standard error of ``log_prob`` in nats, shape (n,): :math:`\text{sd}(w) / (\bar w \sqrt K)`."""
+        r"""Standard error of ``log_prob`` in nats, shape (n,): :math:`\text{sd}(w) / (\bar w \sqrt{K})`."""
         log_w = self.log_weights(x)
         relative = np.exp(log_w - iwae_per_datum(log_w))
         return torch.as_tensor(relative.std(axis=0, ddof=1) / math.sqrt(self.draws), dtype=_floating(x))
