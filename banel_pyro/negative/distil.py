@@ -81,7 +81,8 @@ def distil(
 ) -> Distilled:  # fmt: skip
     r"""Train a generator on draws from an exploration posterior.
 
-    .. math:: \theta' = \arg\max_\theta \sum_i \log p_\theta(x_i), \qquad x_i \sim p_\theta(x)\,1[x \notin \tilde R]
+    .. math::
+        \theta' = \arg\max_\theta \sum_i \log p_\theta(x_i), \qquad x_i \sim p_\theta(x)\,1[x \notin \tilde R]
 
     Args:
         posterior: where accepted draws come from.

@@ -93,7 +93,8 @@ class Draws:
 class ExplorationPosterior(GeneratorDistribution):
     r"""The generator conditioned on the event that a draw lies in no rejection region.
 
-    .. math:: q(x) = \frac{p_\theta(x)\, 1[x \notin \tilde R]}{P(\text{accept})}, \qquad
+    .. math::
+        q(x) = \frac{p_\theta(x)\, 1[x \notin \tilde R]}{P(\text{accept})}, \qquad
               \tilde R = \bigcup_t \{x : s_t(x) < \log\tau_t\}
 
     :meth:`log_prob` is UNNORMALISED: :math:`\log p_\theta(x)` outside of the regions and −∞ inside. It differs from

@@ -72,7 +72,8 @@ class Score(nn.Module, ABC):
 class LikelihoodRatio(Score):
     r"""What the base says of a candidate against what the failure model says of it.
 
-    .. math:: s(x) = \log p_\theta(x) - \kappa \log p_\varphi(x)
+    .. math::
+        s(x) = \log p_\theta(x) - \kappa \log p_\varphi(x)
 
     LOW is like the failures: where the failure model likes a candidate more than the base does, s is negative. What
     the base cannot make (:math:`p_\theta(x) = 0`) scores −∞, what the failure model cannot make +∞.
@@ -115,7 +116,8 @@ class LikelihoodRatio(Score):
 class FailureLikelihood(Score):
     r"""What the failure model says of a candidate, whatever the base says: :math:`1/p_\varphi^\kappa` as a score.
 
-    .. math:: s(x) = -\kappa \log p_\varphi(x)
+    .. math::
+        s(x) = -\kappa \log p_\varphi(x)
 
     No ratio, so that a rare candidate counts for no less than a common one. It is not the published method. A quantile
     of it does not depend on κ, a fixed threshold does.

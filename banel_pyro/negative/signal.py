@@ -67,7 +67,8 @@ class HeldOut:
 def held_out_signal(region: Region, *, trained: Tensor, held_out: Tensor, fresh: Tensor) -> dict[str, float]:
     r"""How much more of the failures than of fresh draws a region rejects.
 
-    .. math:: \text{signal} = P(\text{reject} \mid \text{held-out failure}) - P(\text{reject} \mid \text{fresh draw})
+    .. math::
+        \text{signal} = P(\text{reject} \mid \text{held-out failure}) - P(\text{reject} \mid \text{fresh draw})
 
     In expectation it is :math:`SR\,[P(\text{reject}|r = 0) - P(\text{reject}|r = 1)]`, since fresh draws are failures
     but for the success rate SR: where successes are rare, it cannot differ from 0 by more than SR.
