@@ -121,7 +121,7 @@ def learn(
     proposes:
 
     .. math::
-        p_{t+1}(x) \propto p_t(x)\, 1[\log p_t(x) - \kappa \log p_{\varphi_t}(x) \ge \log\tau_t]
+        p_{t+1}(x) \propto p_t(x)\, 1[\log p_t(x) - \kappa \log p_{\varphi_t}(x) \geq \log\tau_t]
 
     The success rate is multiplied by P(accept | success) / P(accept) ≤ 1 / P(accept), exactly; what distillation adds
     or takes comes on top. Successes are kept and counted, and not trained on: that is the paper's protocol.
