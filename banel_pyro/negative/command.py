@@ -16,7 +16,7 @@ from banel_pyro.checks import seed_number
 from banel_pyro.cli_options import Debug, Quiet, Resume, Threads, remember_command
 from banel_pyro.negative.learn import Learned, learn
 from banel_pyro.negative.methods import METHODS, with_method
-from banel_pyro.negative.options import CONFIG, MAY_CHANGE
+from banel_pyro.negative.options import CONFIG, read_config
 from banel_pyro.negative.oracle import Oracle
 from banel_pyro.negative.posterior import AcceptanceError
 from banel_pyro.negative.task import Task
@@ -125,6 +125,8 @@ def negative(
     }
     with cpu_threads(threads):
         made = load_factory(task, TASK)()
+        if resume and budget is None:
+            given["budget"] = _known_budget(folder, runs)
         options = options_of(made, given, epochs, held_out)
         asked = {"timeout": timeout, "idempotent": idempotent or None}
         how = {**made.oracle, **{name: value for name, value in asked.items() if value is not None}}
@@ -167,6 +169,19 @@ def show_negative(folder: Path) -> None:
     for line in [*findings(found), *notes(found)]:
         console.print(line)
     console.print(f"\nreport: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _known_budget(folder: Path, runs: list[tuple[str, int]]) -> int | None:
+    """The budget that the runs were begun with: it is only raised by who says so.
+
+    Raises:
+        ValueError: if they have different ones.
+    """
+    paths = [folder / method / f"seed-{seed}" for method, seed in runs]
+    found = {read_config(path)["budget"] for path in paths if (path / CONFIG).exists()}
+    if len(found) > 1:
+        raise ValueError(f"the runs in '{folder}' have budgets {sorted(found)}: say which one with --budget.")
+    return found.pop() if found else None
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -261,7 +276,7 @@ def _refuse_others(file: Path, known: Mapping[str, Any], configs: Mapping[str, d
     wanted = configs.get(method, next(iter(configs.values())))
     own = () if method in configs else ("filter", "distillation", "factor", "log_tau", "held_out")
     for key, value in wanted.items():
-        if key not in ("seed", *MAY_CHANGE, *own) and known.get(key) != value:
+        if key not in ("seed", "budget", "max_draws", *own) and known.get(key) != value:
             raise ValueError(
                 f"'{file.parent}' holds a run with {key}={known.get(key)!r}, and {key}={value!r} was asked for: runs "
                 "in one folder have the same. Choose another folder for others."

@@ -16,6 +16,7 @@ from banel_pyro.checks import instance
 from banel_pyro.negative.distil import Distillation
 from banel_pyro.negative.filters import Filter, RatioFilter
 from banel_pyro.negative.generator import Generator, check_generator
+from banel_pyro.negative.guards import check_learns, check_ledger, locked
 from banel_pyro.negative.ledger import Ledger
 from banel_pyro.negative.options import CONFIG, LEDGER, ROUNDS, claim, plan_of, read_config, write_json
 from banel_pyro.negative.oracle import Oracle
@@ -157,8 +158,9 @@ def learn(
         name: of the task, which the ledger remembers.
 
     Returns:
-        The last generator and the best one, with ``rounds``, a row for each: ``nre``, ``charged``, ``successes`` and
-        ``failures`` of the round; ``acceptance`` and ``bound`` (1 / P(accept)); ``filter_gain`` and
+        The last generator and the best one, with ``rounds``, a row for each: ``nre``, charged so far;
+        ``charged``, ``successes`` and ``failures`` of the round; ``acceptance`` and ``bound`` (1 / P(accept));
+        ``filter_gain`` and
         ``distillation_gain``, ``success_rate`` with its interval, where it is measured; ``divergence`` of the
         distillation in nats; ``seconds_*`` of each step.
 
@@ -177,13 +179,15 @@ def learn(
     )  # fmt: skip
     with kept_rng():
         check_generator(generator)
+        check_learns(generator, plan)
     instance("oracle", oracle, (Oracle,), "an Oracle. Write Oracle(fn) for a function from candidates to rewards")
     instance("success_rate", success_rate, (SuccessRates, type(None)), "ListedSuccesses, DrawnSuccesses or None")
     folder = Path(out)
     config = claim(folder, plan, success_rate, seed, name, resume=resume)
     plan = Plan(**{**vars(plan), "seed": config["seed"]})
-    with Ledger(folder / LEDGER, task=name, budget=plan.budget) as ledger:
+    with locked(folder), Ledger(folder / LEDGER, task=name, budget=plan.budget) as ledger:
         state = read_state(folder, generator, filter) or State.at_start(generator)
+        check_ledger(ledger, state)
         with Progress(plan.budget, enabled=progress, title=name) as bar:
 
             def tell(state: State) -> None:

@@ -19,12 +19,13 @@ from banel_pyro.negative.threshold import filter_factor
 from banel_pyro.reading import Field, check_fields, read_json
 from banel_pyro.run import run_seed
 
-__all__ = ["CONFIG", "LEDGER", "MAY_CHANGE", "ROUNDS", "claim", "plan_of", "read_config", "write_json"]
+__all__ = ["CONFIG", "LEDGER", "LOCK", "MAY_CHANGE", "ROUNDS", "claim", "plan_of", "read_config", "write_json"]
 
 CONFIG, LEDGER, ROUNDS = "negative.json", "ledger.db", "rounds.json"
-"""Files of a run: its options, the ledger, and a record of each round."""
+LOCK = ".lock"
+"""Files of a run: its options, the ledger, a record of each round, and one that is locked while it goes on."""
 
-MAY_CHANGE = ("budget", "max_draws")
+MAY_CHANGE = ("budget", "rounds", "max_draws")
 """Options that may be others when a run is resumed: what it could not go on for the want of."""
 
 
@@ -40,17 +41,26 @@ def plan_of(**options: Any) -> Plan:
     instance("distillation", options["distillation"], (Distillation, type(None)), "a Distillation, or None")
     instance("held_out", options["held_out"], (HeldOut, type(None)), "a HeldOut, or None")
     instance("use_successes", options["use_successes"], (bool,), "True or False")
+    held_out = options["held_out"]
     if options["log_tau"] is None:
-        least = math.ceil(filter_factor(options["factor"]) / (options["factor"] - 1))
+        filter_factor(options["factor"])
+        factor = min(options["factor"], *(held_out.factors if held_out is not None else ()), math.inf)
+        least = math.ceil(factor / (factor - 1))
         if options["filter"] is not None and options["candidates"] < least:
             raise ValueError(
-                f"candidates={options['candidates']}, factor={options['factor']}: expected at least {least}, or none "
+                f"candidates={options['candidates']}, factor={factor}: expected at least {least}, or none "
                 "of them is rejected. Hundreds place the quantile well."
             )
     else:
         number("log_tau", options["log_tau"])
         if options["held_out"] is not None and options["held_out"].chooses:
             raise ValueError("log_tau and held_out both decide where to cut: leave one out, or HeldOut's choices.")
+    chooses, filter_ = held_out is not None and held_out.chooses, options["filter"]
+    if chooses and filter_ is not None and type(filter_).stages is Filter.stages:
+        raise TypeError(
+            f"held_out chooses, and {type(filter_).__name__} has no stages to choose among: expected a filter that is "
+            "trained for epochs, such as RatioFilter(). Leave out HeldOut's epochs and factors."
+        )
     for name, allowed in (("known", ("free", "ask")), ("ties", ("accept", "reject"))):
         if options[name] not in allowed:
             raise ValueError(f"{name}={options[name]!r}: expected {allowed[0]!r} or {allowed[1]!r}.")
@@ -93,7 +103,9 @@ def claim(
                 )
         return config | {key: wanted[key] for key in MAY_CHANGE}
     cut_short = f".{CONFIG}.partial"  # by a kill, before there was a run
-    if folder.exists() and (not folder.is_dir() or any(file.name != cut_short for file in folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(file.name not in (cut_short, LOCK) for file in folder.iterdir())
+    ):
         raise ValueError(f"out='{folder}' holds other files and no run: choose a new or an empty folder.")
     config = {**wanted, "seed": run_seed(seed, None, resume=False), "versions": versions(), "base_rate": {}}
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from banel_pyro.checks import integer
+from banel_pyro.modules import evaluation_mode
 from banel_pyro.negative.generator import Generator, GeneratorDistribution, check_generator
 from banel_pyro.negative.region import Region, Regions
 from banel_pyro.negative.score import Batch, batches
@@ -188,7 +189,8 @@ class ExplorationPosterior(GeneratorDistribution):
         rows = value.expand(shape).reshape(-1, *self.event_shape)
         found = []
         for batch in batches(rows, self.batch_size):
-            log_p = self.generator.log_prob(batch.x)
+            with evaluation_mode(self.generator):  # as the scores, or it would be another density
+                log_p = self.generator.log_prob(batch.x)
             rejected = self.regions.which_batch(batch) >= 0
             found.append(log_p.masked_fill(rejected.to(log_p.device), -math.inf))
         return torch.cat(found).reshape(shape[: len(shape) - len(self.event_shape)])
@@ -231,7 +233,8 @@ class ExplorationPosterior(GeneratorDistribution):
         while now.drawn == 0 or now.accepted < wanted:
             size = _next_size(now, wanted, min(self.batch_size, self.max_draws - now.drawn))
             with torch.no_grad():
-                batch = Batch(self.generator.sample(size))
+                with evaluation_mode(self.generator):
+                    batch = Batch(self.generator.sample(size))
                 which = self.regions.which_batch(batch)
             now.add(which)
             self.tally.add(which)

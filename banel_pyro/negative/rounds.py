@@ -102,7 +102,7 @@ class Rounds:
 
     def _ask(self) -> None:
         state, asking = self.state, self.asking
-        before = self.ledger.counts()["seconds"]
+        before, spent = self.ledger.counts()["seconds"], state.rows[-1]["nre"] if state.rows else 0
         answers = self.oracle.ask(
             state.proposed, self.ledger, round=state.round, known=self.plan.known,
             progress=None if asking is None else lambda done: asking(state),
@@ -112,7 +112,7 @@ class Rounds:
         state.successes = torch.cat([state.successes, won])
         failed, silent = int(answers.failures.sum()), int(torch.isnan(answers.rewards).sum())
         state.row |= {
-            "charged": int(answers.charged.sum()), "successes": len(won), "failures": failed, "unanswered": silent,
+            "charged": self.ledger.nre - spent, "successes": len(won), "failures": failed, "unanswered": silent,
             "nre": self.ledger.nre, "seconds_oracle": self.ledger.counts()["seconds"] - before,
         }  # fmt: skip
         if silent:
@@ -190,11 +190,12 @@ class Rounds:
         state = self.state
         if self.rates is None or state.rate is None:
             return
-        if "acceptance" in state.row or "divergence" in state.row:
+        distilled = "divergence" in state.row
+        if distilled or state.row.get("log_tau", -math.inf) > -math.inf:  # else it is the same generator as before
             before = state.rate.value
             state.rate = self.rates(state.generator, state.regions, seed=self._seed(300))
             filtered = before * state.row.get("filter_gain", 1.0)
-            if filtered > 0:
+            if distilled and filtered > 0:
                 state.row["distillation_gain"] = state.rate.value / filtered
         state.row |= _numbers(state.rate)
         state.judge(state.rate.value, state.round)

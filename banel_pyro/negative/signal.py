@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from scipy.stats import norm  # type: ignore[import-untyped]
 from torch import Tensor
 
 from banel_pyro.checks import integer, probability
@@ -27,7 +28,7 @@ class HeldOut:
             never stops.
         epochs: of the failure model, to choose among in every round by the signal. One training passes through all of
             them.
-        factors: filter factors f, to choose among with them. Where no signal is above two standard errors, the epochs
+        factors: filter factors f, to choose among with them. Where no signal is above its error, the epochs
             of the filter and the factor of the run are taken.
 
     Raises:
@@ -61,7 +62,8 @@ class HeldOut:
         """Whether rounds in a row have learnt nothing that held-out failures would show."""
         if self.patience is None or len(rows) < self.patience:
             return False
-        return all(row.get("signal", math.inf) <= 2 * row.get("signal_stderr", 0.0) for row in rows[-self.patience :])
+        last = rows[-self.patience :]
+        return all(r.get("signal", math.inf) <= r.get("signal_errors", 2.0) * r.get("signal_stderr", 0.0) for r in last)
 
 
 def held_out_signal(region: Region, *, trained: Tensor, held_out: Tensor, fresh: Tensor) -> dict[str, float]:
@@ -93,7 +95,10 @@ def chosen_region(
     scores: Mapping[int, Score], factors: Sequence[float], *, default: tuple[int, float], held_out: Tensor,
     fresh: Tensor, ties: Literal["accept", "reject"] = "accept",
 ) -> tuple[Region, dict[str, Any]]:  # fmt: skip
-    r"""The region with the largest signal, or the default one if no signal is above two standard errors.
+    r"""The region with the largest signal, or the default one if no signal is above its error.
+
+    One signal has to be above two standard errors, the largest of k above as many as a k-th of that probability asks
+    for (Bonferroni).
 
     Args:
         scores: by epochs of the failure model.
@@ -104,7 +109,8 @@ def chosen_region(
         ties: as in :meth:`Region.at_quantile`.
 
     Returns:
-        The region, with ``chosen_epochs``, ``chosen_factor`` and ``signals``: rows of epochs, factor, signal and error.
+        The region, with ``chosen_epochs``, ``chosen_factor``, ``signals``, rows of epochs, factor, signal and
+        error, and ``signal_errors``, how many errors the largest had to be above.
     """
     found: dict[tuple[int, float], Region] = {}
     rows = []
@@ -114,5 +120,7 @@ def chosen_region(
             told = held_out_signal(region, trained=held_out, held_out=held_out, fresh=fresh)
             rows.append((epochs, factor, told["signal"], told["signal_stderr"]))
     best = max(rows, key=lambda row: row[2])
-    choice = (best[0], best[1]) if best[2] > 2 * best[3] else default
-    return found[choice], {"chosen_epochs": choice[0], "chosen_factor": choice[1], "signals": [list(r) for r in rows]}
+    errors = float(norm.isf(norm.sf(2) / len(rows)))  # Bonferroni: the largest of many is large by chance
+    choice = (best[0], best[1]) if best[2] > errors * best[3] else default
+    record: dict[str, Any] = {"chosen_epochs": choice[0], "chosen_factor": choice[1], "signals": [list(r) for r in rows]}
+    return found[choice], record | {"signal_errors": errors}

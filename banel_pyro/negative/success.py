@@ -15,7 +15,7 @@ from torch import Tensor
 from banel_pyro.checks import integer, probability
 from banel_pyro.negative.call import read_rewards
 from banel_pyro.negative.generator import Generator
-from banel_pyro.negative.posterior import ExplorationPosterior
+from banel_pyro.negative.posterior import MOST_DRAWS, ExplorationPosterior
 from banel_pyro.negative.region import Region, Regions
 from banel_pyro.negative.training import log_probs
 from banel_pyro.seeding import fork_rng
@@ -97,6 +97,8 @@ class ListedSuccesses(SuccessRates):
         inside = float(weights.sum())
         # what is accepted are the successes at least, so that no rate is above 1
         value, high, low = (inside / max(accepted, inside) if inside else 0.0 for accepted in accept)
+        if not accept[0] and inside:  # no draw was accepted: the rate is anything up to 1
+            value = math.nan
         reachable = int((weights > 0).sum())
         return SuccessRate(
             value, low, high, draws, reachable, self.successes, weights * (value / inside if inside else 0)
@@ -132,7 +134,9 @@ class DrawnSuccesses(SuccessRates):
     def __call__(self, generator: Generator, regions: Regions = Regions(), *, seed: int = 0) -> SuccessRate:  # noqa: B008
         """The success rate of a generator outside of regions."""
         with fork_rng(seed):
-            parts = ExplorationPosterior(generator, regions, max_draws=10_000 * self.draws).sample((self.draws,))
+            parts = ExplorationPosterior(generator, regions, max_draws=max(MOST_DRAWS, 100 * self.draws)).sample(
+                (self.draws,)
+            )
         rewards = read_rewards(self.reward(parts), self.draws)
         if wrong := [reward for reward in rewards if isinstance(reward, str)]:
             raise ValueError(wrong[0])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from banel_pyro.checks import integer, number
+from banel_pyro.modules import evaluation_mode
 from banel_pyro.negative.generator import Generator
 from banel_pyro.training.fit import fit
 
@@ -91,6 +92,6 @@ class Training:
 
 
 def log_probs(generator: Generator, x: Tensor, batch_size: int = 1024) -> Tensor:
-    """Log-densities without gradient, in batches: shape (n,), nats."""
-    with torch.no_grad():
+    """Log-densities without gradient and in evaluation mode, in batches: shape (n,), nats."""
+    with torch.no_grad(), evaluation_mode(generator):
         return torch.cat([generator.log_prob(part) for part in x.split(batch_size)]) if len(x) else x.new_zeros(0)

@@ -83,7 +83,8 @@ class NegativeReport:
     @cached_property
     def base(self) -> Rate | None:
         """The success rate of the generator that all runs began with."""
-        found = [run.rates[0] for run in self.runs if run.rates]
+        # runs with the same seed have measured it by the same draws
+        found = list({run.seed: run.rates[0] for run in self.runs if run.rates}.values())
         return pooled(found, self.confidence) if found else None
 
     @property

@@ -16,7 +16,7 @@ _KEPT = "Where regions are kept, P(accept) is estimated from draws, and with it 
 
 _DRAWN = (
     "Success rates are from fresh draws, outside of the budget, with Clopper and Pearson's {percent:g} % intervals; "
-    "that at the start is from the {draws:,} draws of all runs together. The highest of several rates measured with "
+    "that at the start is from the {draws:,} draws of all seeds together. The highest of several rates measured with "
     "error is too high: best so far is no estimate."
 )
 
@@ -52,7 +52,7 @@ def _finding(report: NegativeReport, method: Method) -> str:
     text = f"{method.name} ends at a success rate of {final}{seeds}, {times(final, report.base)} the {report.base}"
     text += f" at the start, after {nre:,} reward evaluations"
     if (against := report.comparisons.get(method.name)) is not None and not math.isnan(against.times):
-        text += f"; {report.methods[0].name} is ahead of it by a factor of {against.times:.3g}"
+        text += f"; {report.methods[0].name} has {against.times:.3g} times its success rate"
         if not math.isnan(against.t_p):
             text += f" (95 % interval {against.low:.3g} to {against.high:.3g}, paired over {against.pairs} seeds)"
     return f"{text}."
