@@ -122,5 +122,5 @@ def chosen_region(
     best = max(rows, key=lambda row: row[2])
     errors = float(norm.isf(norm.sf(2) / len(rows)))  # Bonferroni: the largest of many is large by chance
     choice = (best[0], best[1]) if best[2] > errors * best[3] else default
-    record: dict[str, Any] = {"chosen_epochs": choice[0], "chosen_factor": choice[1], "signals": [list(r) for r in rows]}
-    return found[choice], record | {"signal_errors": errors}
+    record = {"chosen_epochs": choice[0], "chosen_factor": choice[1], "signal_errors": errors}
+    return found[choice], record | {"signals": [list(row) for row in rows]}
