@@ -198,7 +198,7 @@ def test_a_run_of_each_method_and_seed_has_a_folder_and_a_line(whole: Path) -> N
     assert "random, seed 1: success rate 0.00352 → 0.00352, " in printed
     assert "in 60 reward evaluations, all rounds are done; 6 of 6 ended" in printed
     assert "report: runs/report.html" in printed
-    assert (whole / "command.txt").read_text().startswith("banel ")
+    assert (whole / "command.txt").read_text().startswith("banel")
 
 
 def test_methods_differ_in_filter_and_distillation_alone(whole: Path) -> None:

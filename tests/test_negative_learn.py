@@ -213,7 +213,7 @@ def asked_of(folder: Path) -> Counter[str]:
 @pytest.mark.parametrize("name", ["asked once", "asked again"])
 def test_kills_at_random_moments(name: str, root: Path, found: dict[str, list[dict[str, Any]]]) -> None:
     states = found[name]
-    assert len(states) == KILLS + 1
+    assert len(states) > KILLS - 3, "hardly any kill came after the run had ended"
     assert len({state["nre"] for state in states}) > KILLS / 3, "the kills are not all at one place"
     for before, after in pairwise(states):
         assert before["answered"].items() <= after["answered"].items(), "no answer is lost"
