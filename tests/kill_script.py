@@ -20,6 +20,7 @@ import torch
 
 from banel_pyro import Event, checkpoint, folder
 from models import vae
+from tests.killing import in_fork
 
 STEPS, EVERY = 120, 10
 OPTIONS: dict[str, Any] = {
@@ -56,20 +57,6 @@ def train(out: Path, *, capture: bool, callbacks: Any = ()) -> None:
     torch.manual_seed(7)  # of the networks
     with pyro.get_param_store().scope():
         vae.digits().fit(**OPTIONS, capture=capture, out=out, resume=True, callbacks=callbacks)
-
-
-def in_fork(work: Callable[[], None]) -> int:
-    """The id of a new process that does something and ends."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    os._exit(code)
 
 
 def killed(out: Path, step: int, wait: float, phase: str | None, capture: bool) -> None:
@@ -167,10 +154,9 @@ def finish(out: Path, capture: bool) -> None:
         raise RuntimeError(f"{out.name}: the run failed")
 
 
-def started(root: Path, kills: dict[str, Kill]) -> list[str]:
-    """The command line of this script."""
-    content = json.dumps({name: asdict(kill) for name, kill in kills.items()})
-    return [sys.executable, "-m", "tests.kill_script", str(root), content]
+def arguments(root: Path, kills: dict[str, Kill]) -> list[str]:
+    """Those of this script's command line."""
+    return [str(root), json.dumps({name: asdict(kill) for name, kill in kills.items()})]
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from banel_pyro.negative import (
     learn,
     rounds,
 )
+from tests.killing import in_fork, lines
 from tests.negative_cases import QUICK, VALUES, WINS, Table, reward
 
 BUDGET, ROUNDS, KILLS = 150, 3, 10
@@ -106,20 +107,6 @@ def exact(root: Path, stop: int | None) -> None:
     )  # fmt: skip
 
 
-def in_fork(work: Callable[[], None]) -> int:
-    """The id of a new process that does something and ends."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    os._exit(code)
-
-
 def kill(process: int, log: Path) -> bool:
     """Kill a process a moment after some calls of the oracle, or after some time; whether it still lived."""
     calls, seconds = (DRAW.randrange(1, 25), 60.0) if DRAW.random() < 0.7 else (BUDGET, DRAW.uniform(0.02, 0.3))
@@ -131,10 +118,6 @@ def kill(process: int, log: Path) -> bool:
     time.sleep(DRAW.uniform(0.0, 0.006))
     os.kill(process, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) < 0
-
-
-def lines(log: Path) -> int:
-    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def look(root: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from banel_pyro.negative import Ledger, Oracle
+from tests.killing import in_fork, lines
 
 BAD = 13
 """Candidates that are a multiple of it raise."""
@@ -96,20 +96,6 @@ def alone(root: Path, stop: int | None) -> None:
             oracle.ask(x, ledger, round=round, progress=tell)
 
 
-def in_fork(work: Callable[[], None]) -> int:
-    """The id of a new process that does something and ends."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    os._exit(code)
-
-
 def kill(process: int, log: Path, calls: int) -> None:
     """Kill a process a moment after the oracle was asked so many times more: 0 is while it opens the ledger."""
     until = lines(log) + calls
@@ -120,10 +106,6 @@ def kill(process: int, log: Path, calls: int) -> None:
     time.sleep(DRAW.uniform(0.0, 0.006 if calls else 0.03))
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-
-
-def lines(log: Path) -> int:
-    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def finish(*processes: int) -> None:

@@ -1,9 +1,6 @@
 """kill -9 at random moments of a run of the digits: the resumed run is the uninterrupted one, bit for bit."""
 
-import json
-import os
 import random
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +12,8 @@ import torch
 
 from banel_pyro.checkpoint import BEFORE, NEWEST, read_checkpoint
 from banel_pyro.folder import FORMAT
-from tests.kill_script import EVERY, PHASES, STEPS, Kill, started
-from tests.test_resume import ROOT
+from tests.kill_script import EVERY, PHASES, STEPS, Kill, arguments
+from tests.killing import run_script
 
 DRAW = random.Random(20)
 ANYWHERE, IN_A_CHECKPOINT, CAPTURED = 18, len(PHASES), 2
@@ -36,12 +33,7 @@ COMPILED: dict[str, Kill] = {f"captured {i}": at_random(capture=True) for i in r
 
 def run(root: Path, kills: Mapping[str, Kill]) -> dict[str, Any]:
     """Kill and resume in a process of its own; what was found, by kill."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        started(root, dict(kills)), cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=500
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = run_script("kill_script", *arguments(root, dict(kills)))
     return found
 
 

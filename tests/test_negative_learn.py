@@ -1,9 +1,6 @@
 """``learn`` as a whole: what each round does, exactly; what a kill leaves; what is refused, and what can be resumed."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,9 +36,9 @@ from banel_pyro.negative import (
 from banel_pyro.negative import rounds as rounds_module
 from banel_pyro.seeding import rng_state
 from banel_pyro.training.progress import Progress
+from tests.killing import run_script
 from tests.learn_script import BUDGET, KILLS, Bell
 from tests.negative_cases import QUICK, VALUES, WINS, Coarse, Table, accepted, reward, run
-from tests.test_resume import ROOT
 
 QUIET = {"rounds": 1, "budget": 40}
 """Options of a run that is over at once."""
@@ -197,11 +194,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(root: Path) -> dict[str, list[dict[str, Any]]]:
     """What was in the ledgers after each kill, and in the end."""
-    command = [sys.executable, "-m", "tests.learn_script", str(root)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    content: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    content: dict[str, list[dict[str, Any]]] = run_script("learn_script", str(root))
     return content
 
 

@@ -1,9 +1,5 @@
 """kill -9 at random moments: no answer is lost or asked for twice, and the budget is exact."""
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +9,8 @@ import pandas as pd
 import pytest
 
 from banel_pyro.negative import Ledger
+from tests.killing import run_script
 from tests.ledger_script import BAD, RETRIES, ROUNDS, SHARED_BUDGET, SHARED_SIZE, SIZE, WORKERS, truth
-from tests.test_resume import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +21,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(root: Path) -> dict[str, list[dict[str, Any]]]:
     """What was in the ledgers after each kill, and in the end."""
-    command = [sys.executable, "-m", "tests.ledger_script", str(root)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    content: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    content: dict[str, list[dict[str, Any]]] = run_script("ledger_script", str(root))
     return content
 
 
