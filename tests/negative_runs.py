@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "random-filter": {"filter": RandomFilter(), "distillation": Distillation()},
     "random": {"filter": None, "distillation": None},
 }
-SECONDS = {"propose": 1.0, "ask": 2.0, "oracle": 1.5, "filter": 3.0, "distil": 4.0, "evaluate": 0.5}
+SECONDS = {"propose": 1.0, "ask": 2.0, "oracle": 1.5, "filter": 3.0, "distil": 4.0, "evaluate": 0.5, "checkpoint": 0.25}
 
 
 def rate(value: float, draws: int = 0) -> dict[str, Any]:

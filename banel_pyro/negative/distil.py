@@ -103,7 +103,7 @@ def distil(
             draws = torch.cat([draws, successes])
         generator = (posterior.generator if start is None else start).copy().requires_grad_(True)
         plan.training(generator, draws, seed=seed)
-        fresh = generator.sample(integer("measured", measured))
+        fresh = ExplorationPosterior(generator).sample((integer("measured", measured),))
     new = log_probs(generator, unseen).double()
     accept = posterior.acceptance
     true = log_probs(posterior.generator, unseen).double() - math.log(accept.value)

@@ -81,11 +81,15 @@ class GeneratorDistribution(TorchDistribution):
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's own name and type
-    support = constraints.independent(constraints.real, 0)
 
     def __init__(self, generator: Generator, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
         self.generator = generator
         super().__init__(batch_shape, generator.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        """Real numbers in the shape of one candidate: what else it must be only the generator knows."""
+        return constraints.independent(constraints.real, len(self.event_shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> GeneratorDistribution:
         """The same distribution for a larger batch of independent candidates."""

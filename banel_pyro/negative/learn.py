@@ -153,16 +153,15 @@ def learn(
         show: candidates as texts: a round's record then shows which fresh draws scored lowest and highest.
         seed: of all that is drawn, by default drawn from torch's generator.
         resume: go on with the run in ``out``; starts it if there is none. The options are those that it was begun
-            with, but for ``budget`` and ``max_draws``.
+            with, but for ``budget``, ``rounds`` and ``max_draws``: a run that has ended goes on with more of them.
         progress: show a progress bar.
         name: of the task, which the ledger remembers.
 
     Returns:
         The last generator and the best one, with ``rounds``, a row for each: ``nre``, charged so far;
         ``charged``, ``successes`` and ``failures`` of the round; ``acceptance`` and ``bound`` (1 / P(accept));
-        ``filter_gain`` and
-        ``distillation_gain``, ``success_rate`` with its interval, where it is measured; ``divergence`` of the
-        distillation in nats; ``seconds_*`` of each step.
+        ``filter_gain``, ``distillation_gain`` and ``success_rate`` with its interval, where it is measured;
+        ``divergence`` of the distillation in nats; ``seconds_*`` of each step and of its checkpoints.
 
     Raises:
         TypeError, ValueError: for bad input, before anything is asked.

@@ -224,8 +224,11 @@ class Rounds:
         return int(torch.randint(2**31, (), generator=mixed))
 
     def _checkpoint(self) -> None:
-        write_checkpoint(self.folder, self.state.pack(), FORMAT)
-        self.saved(self.state)
+        state, start = self.state, time.perf_counter()
+        write_checkpoint(self.folder, state.pack(), FORMAT)
+        self.saved(state)
+        row = state.row or (state.rows[-1] if state.rows else {})  # which is on the disk from the next checkpoint on
+        row["seconds_checkpoint"] = row.get("seconds_checkpoint", 0.0) + time.perf_counter() - start
 
 
 def _numbers(rate: SuccessRate) -> dict[str, Any]:

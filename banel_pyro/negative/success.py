@@ -92,7 +92,7 @@ class ListedSuccesses(SuccessRates):
         if len(regions):
             weights = torch.where(regions.rejects(self.successes), 0.0, weights)
             with fork_rng(seed):
-                rejected = regions.rejects(generator.sample(self.draws))
+                rejected = regions.rejects(ExplorationPosterior(generator).sample((self.draws,)))
             accept, draws = clopper_pearson(int((~rejected).sum()), self.draws, self.confidence), self.draws
         inside = float(weights.sum())
         # what is accepted are the successes at least, so that no rate is above 1

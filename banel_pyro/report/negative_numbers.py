@@ -99,8 +99,13 @@ class NegativeReport:
         found = {}
         for other in others:
             if seeds := [seed for seed in first.final if seed in other.final]:
-                found[other.name] = log_ratio(*([m.final[seed].log for seed in seeds] for m in (first, other)))
+                found[other.name] = log_ratio(*([self._end(m, seed).log for seed in seeds] for m in (first, other)))
         return found
+
+    def _end(self, method: Method, seed: int) -> Rate:
+        """The final rate of a run; of one that learns nothing that of all starts, which is known better."""
+        learns = any(run.config.get("filter") or run.config.get("use_successes") for run in method.runs)
+        return method.final[seed] if learns or self.base is None else self.base
 
     def text_table(self) -> pd.DataFrame:
         """A column per method to read."""

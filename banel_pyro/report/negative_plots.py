@@ -201,7 +201,7 @@ def _time(report: NegativeReport) -> Picture:
     handles: dict[str, Any] = {}
     for row, method in enumerate(report.methods):
         seconds = method.seconds
-        seconds["record"] = seconds["ask"] - seconds["oracle"]
+        seconds["record"] = seconds["ask"] - seconds["oracle"] + seconds["checkpoint"]
         left = 0.0
         for i, part in enumerate(PARTS):
             bar = ax.barh(row, seconds[part], left=left, height=0.6, color=colour(i), edgecolor="white", linewidth=0.6)
@@ -217,8 +217,8 @@ def _time(report: NegativeReport) -> Picture:
     figure.set_figheight(figure.get_figheight() + 0.5)
     return Picture(
         "Where did the time go?",
-        "Wall time of the steps, without the checkpoints between them. Oracle is what its calls took, record what it "
-        "took to write them down; success rates are measured for this page only.",
+        "Wall time of the rounds. Oracle is what its calls took, record what it took to write them down, and the "
+        "checkpoints; success rates are measured for this page only.",
         f"Bars of seconds for each method. {'; '.join(texts)}.",
         svg_of(figure),
     )

@@ -1,4 +1,4 @@
-"""Runs of learning from failures as their folders tell them. It only reads files."""
+"""Runs of learning from failures as their folders tell them."""
 
 from __future__ import annotations
 
@@ -121,8 +121,9 @@ class NegativeRun:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall time of each step, in all rounds; ``oracle`` is what the calls took within ``ask``."""
-        found = {step: math.fsum(row.get(f"seconds_{step}", 0.0) for row in self.rows) for step in STEPS}
+        """Wall time of each step and of checkpoints, in all rounds; ``oracle`` is that of the calls within ``ask``."""
+        names = (*STEPS, "checkpoint")
+        found = {name: math.fsum(row.get(f"seconds_{name}", 0.0) for row in self.rows) for name in names}
         # of calls at a time the seconds add up to more than the time that passed
         return found | {"oracle": min(math.fsum(row.get("seconds_oracle", 0.0) for row in self.rows), found["ask"])}
 
@@ -134,9 +135,10 @@ class NegativeRun:
 
     @property
     def in_models(self) -> float:
-        """The share of the steps' time that the models or the oracle took; the record of answers took the rest."""
-        spent = math.fsum(self.seconds[step] for step in STEPS)
-        return 1 - (self.seconds["ask"] - self.seconds["oracle"]) / spent if spent else math.nan
+        """The share of the time that the models or the oracle took; the record of answers and checkpoints the rest."""
+        spent = math.fsum(seconds for name, seconds in self.seconds.items() if name != "oracle")
+        rest = self.seconds["ask"] - self.seconds["oracle"] + self.seconds["checkpoint"]
+        return 1 - rest / spent if spent else math.nan
 
 
 def pooled(rates: list[Rate], confidence: float = 0.95) -> Rate:

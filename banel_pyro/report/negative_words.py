@@ -31,7 +31,8 @@ _NONE = "Where none of n draws succeeded, comparisons take the rate as 1 in n, w
 
 _PAIRED = (
     "Comparisons are of log success rates at the end, paired by seed: Student's t, and Wilcoxon's signed ranks, both "
-    "two-sided. Seeds without a difference are left out of the ranks; an exact rate of 0 leaves only the ranks."
+    "two-sided. A method that learns nothing enters with the rate of all starts, which is its own at the end. Seeds "
+    "without a difference are left out of the ranks; an exact rate of 0 leaves only the ranks."
 )
 
 
