@@ -126,3 +126,30 @@ def test_resuming_a_command_never_raises_its_budget(
     assert read_config(tmp_path / "out" / "banel" / "seed-0")["budget"] == 20
     with Ledger.reopen(tmp_path / "out" / "banel" / "seed-0" / "ledger.db") as ledger:
         assert (ledger.nre, ledger.budget) == (20, 20)
+
+
+def test_charged_counts_retries_too(tmp_path: Path) -> None:
+    """Every candidate once more: its first attempt fails."""
+    seen: set[int] = set()
+
+    def flaky(x: Tensor) -> Tensor:
+        number = int(x[0] * 1e6)
+        if number not in seen:
+            seen.add(number)
+            raise OSError("try again")
+        return torch.zeros(len(x))
+
+    class Bell(Table):
+        def sample(self, n: int) -> Tensor:
+            return torch.rand(n)  # no two candidates are alike
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            return self.logits.sum() * x
+
+    rounds = run(
+        tmp_path / "run", generator=Bell(), oracle=Oracle(flaky, backoff=0.0, give_up=None), budget=60, rounds=2,
+        filter=None, distillation=None,
+    ).rounds  # fmt: skip
+    assert rounds["proposed"].tolist()[0] == 30
+    assert rounds["charged"].tolist() == rounds["nre"].diff().fillna(rounds["nre"].iloc[0]).tolist()
+    assert rounds["charged"].iloc[0] > 30

@@ -304,3 +304,13 @@ def test_a_method_that_learns_nothing_enters_with_the_rate_of_all_starts(tmp_pat
             file.write_text(json.dumps(json.loads(file.read_text()) | {"filter": filter_}))
     found = read_negative(tmp_path).comparisons["random"]
     assert found.times == pytest.approx(math.sqrt(0.016 * 0.032) / 0.004)
+
+
+def test_methods_that_measured_the_start_by_the_same_draws_count_once(tmp_path: Path) -> None:
+    for method in ("banel", "random-filter"):
+        for seed, start in enumerate((0.002, 0.006)):
+            write_run(tmp_path, method, seed, [start, 0.01], draws=1000)
+    base = read_negative(tmp_path).base
+    assert base is not None
+    assert (base.value, base.draws) == (0.004, 2000)
+    assert base.low == pytest.approx(stats.beta.ppf(0.025, 8, 1993))

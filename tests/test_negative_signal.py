@@ -100,3 +100,21 @@ def test_learn_chooses_in_every_round(tmp_path: Path) -> None:
 def test_bad_options_are_refused(options: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         HeldOut(**options)  # type: ignore[arg-type]
+
+
+def test_the_largest_of_many_signals_has_to_be_larger() -> None:
+    """One of 2.2 errors counts alone, and not as the largest of twelve: those have one above 2 by chance."""
+    base = table(torch.ones(8) / 8)
+    right = LikelihoodRatio(base, table(torch.tensor([5.0] * 4 + [1.0] * 4) / 24))
+    blind = LikelihoodRatio(base, table(torch.tensor([5.0, 1.0] * 4) / 24))
+    fresh = torch.arange(8).repeat(500)
+    held_out = torch.cat([torch.arange(4).repeat(15), torch.arange(4, 8).repeat(9), torch.tensor([4, 5])])
+    one = chosen_region({1: right}, (2.0,), default=(0, 0.0), held_out=held_out, fresh=fresh)[1]
+    (_, _, signal, error), *_ = one["signals"]
+    assert 2.05 < signal / error < 2.5
+    assert one["chosen_epochs"] == 1
+    many = {epochs: right if epochs == 1 else blind for epochs in range(1, 13)}
+    region, told = chosen_region(many, (2.0,), default=(5, 2.0), held_out=held_out, fresh=fresh)
+    assert told["chosen_epochs"] == 5
+    assert region.score is blind
+    assert told["signal_errors"] == pytest.approx(2.894, abs=0.001)  # the quantile of 1 - 0.02275 / 12

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from banel_pyro.negative import (
     DrawnSuccesses,
+    ExplorationPosterior,
     LikelihoodRatio,
     ListedSuccesses,
     Region,
@@ -187,3 +188,34 @@ def test_what_is_recorded() -> None:
     assert ListedSuccesses(WINS).describe() == {"success": "exact", "listed": 2}
     assert DrawnSuccesses(reward, draws=9).describe() == {"success": "drawn", "draws": 9, "confidence": 0.95}
     assert isinstance(ListedSuccesses(WINS)(Table()), SuccessRate)
+
+
+def test_where_no_draw_is_accepted_the_rate_is_not_known() -> None:
+    """Only an end of its interval is: what the successes have, over the most that may be accepted."""
+    regions = Regions([rejecting(*(number for number in range(40) if number != 38))])
+    table = Table()
+    with torch.no_grad():
+        table.logits[38] = -30.0
+    found = ListedSuccesses(WINS, draws=20)(table, regions, seed=0)
+    assert math.isnan(found.value)
+    assert 0 < found.low < found.high == 1
+
+
+class Dropped(Table):
+    """Another distribution while it is trained."""
+
+    def table(self) -> Tensor:
+        return super().table().roll(20) if self.training else super().table()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return super().log_prob((x - 20) % 40) if self.training else super().log_prob(x)
+
+
+def test_generators_are_measured_and_drawn_from_in_evaluation_mode() -> None:
+    made = Dropped().train()
+    assert ListedSuccesses(WINS)(made).value == pytest.approx(ListedSuccesses(WINS)(Table()).value, rel=1e-12)
+    posterior = ExplorationPosterior(made)
+    x = posterior.sample((2000,))
+    assert ((x - 19.5).abs() < 10).double().mean() > 0.7  # the bell stands in the middle
+    assert posterior.log_prob(x).equal(Table().log_prob(x))
+    assert made.training
